@@ -1,0 +1,65 @@
+//! What can go wrong with a task, and its ttrpc code: decided here, once.
+
+use containerd_shim_protos::ttrpc::{self, Code};
+
+use crate::task::Phase;
+
+/// A failed Task RPC, in our words.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    /// No such task, exec or process.
+    #[error("{0} not found")]
+    NotFound(String),
+    /// The id is taken.
+    #[error("{0} already exists")]
+    AlreadyExists(String),
+    /// The task's phase does not allow the call.
+    #[error("cannot {verb} {what}, which is {phase}")]
+    WrongPhase {
+        /// The RPC.
+        verb: &'static str,
+        /// Container or exec id.
+        what: String,
+        /// Where it is in its life.
+        phase: Phase,
+    },
+    /// The request itself makes no sense; the text names the field and the fix.
+    #[error("{0}")]
+    Invalid(String),
+    /// This backend has no such operation.
+    #[error("{0}")]
+    Unimplemented(String),
+    /// A step on the host failed.
+    #[error("{doing}: {why}")]
+    Host {
+        /// What was being done, in the progressive.
+        doing: String,
+        /// The cause.
+        why: String,
+    },
+}
+
+impl TaskError {
+    /// Wraps a cause with what was being done.
+    pub fn host(doing: impl Into<String>, why: impl std::fmt::Display) -> Self {
+        Self::Host { doing: doing.into(), why: why.to_string() }
+    }
+
+    /// The code callers branch on.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::NotFound(_) => Code::NOT_FOUND,
+            Self::AlreadyExists(_) => Code::ALREADY_EXISTS,
+            Self::WrongPhase { .. } => Code::FAILED_PRECONDITION,
+            Self::Invalid(_) => Code::INVALID_ARGUMENT,
+            Self::Unimplemented(_) => Code::UNIMPLEMENTED,
+            Self::Host { .. } => Code::UNKNOWN,
+        }
+    }
+}
+
+impl From<TaskError> for ttrpc::Error {
+    fn from(error: TaskError) -> Self {
+        ttrpc::Error::RpcStatus(ttrpc::get_status(error.code(), error))
+    }
+}

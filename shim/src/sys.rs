@@ -1,0 +1,80 @@
+//! System calls the standard library and `nix` do not wrap safely: the only `unsafe` of this crate.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::process::Command;
+
+/// The descriptor on which a re-executed shim finds its listening socket.
+pub const LISTENER_FD: RawFd = 3;
+
+/// Makes orphaned descendants our children, so that sandboxes started through a short-lived CLI are reaped by us.
+pub fn become_subreaper() -> io::Result<()> {
+    // SAFETY: PR_SET_CHILD_SUBREAPER takes one integer and touches no memory.
+    match unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The listening socket that `start` handed over; call once, before any other descriptor is opened.
+pub fn inherited_listener() -> io::Result<OwnedFd> {
+    // SAFETY: fcntl only inspects the number; it fails with EBADF where nothing was handed over.
+    if unsafe { libc::fcntl(LISTENER_FD, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open (checked above) and `start` gave it to this process alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(LISTENER_FD) })
+}
+
+/// Gives the child these descriptors as 3, 4, … and, with `own_session`, a session of its own.
+pub fn pass_fds(command: &mut Command, fds: Vec<OwnedFd>, own_session: bool) {
+    use std::os::unix::process::CommandExt;
+    let hook = move || {
+        let count = fds.len() as RawFd;
+        // First out of the way of the targets, then to their places: dup2 also clears close-on-exec.
+        for (n, fd) in fds.iter().enumerate() {
+            // SAFETY: between fork and exec only async-signal-safe calls are made, on descriptors we own.
+            unsafe {
+                let high = libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, LISTENER_FD + count);
+                if high < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                moved_to(n, high);
+            }
+        }
+        for n in 0..fds.len() {
+            // SAFETY: as above; `slot` yields the duplicate made in the first loop.
+            if unsafe { libc::dup2(slot(n), LISTENER_FD + n as RawFd) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        // SAFETY: setsid takes nothing; it fails only for a group leader, which a fresh child is not.
+        if own_session && unsafe { libc::setsid() } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    };
+    // SAFETY: the hook allocates nothing and takes no lock; see its blocks.
+    unsafe { command.pre_exec(hook) };
+}
+
+/// Where `pass_fds` parks its duplicates: plain atomics, since a forked child must not allocate.
+static SLOTS: [std::sync::atomic::AtomicI32; 4] = [const { std::sync::atomic::AtomicI32::new(-1) }; 4];
+
+fn moved_to(n: usize, fd: RawFd) {
+    SLOTS[n].store(fd, std::sync::atomic::Ordering::Relaxed);
+}
+
+fn slot(n: usize) -> RawFd {
+    SLOTS[n].load(std::sync::atomic::Ordering::Relaxed)
+}
+
+/// Size of a terminal, in characters.
+pub fn set_window_size(terminal: BorrowedFd<'_>, columns: u16, rows: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads one winsize, which lives until the call returns.
+    match unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
