@@ -1,0 +1,101 @@
+//! Rootfs mounts that containerd asks for, and their undo.
+
+use std::path::Path;
+
+use containerd_shim_protos::api::Mount;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+/// Mount options that are flags; `(name, flag, whether it clears)`.
+const FLAGS: [(&str, MsFlags, bool); 18] = [
+    ("ro", MsFlags::MS_RDONLY, false),
+    ("rw", MsFlags::MS_RDONLY, true),
+    ("bind", MsFlags::MS_BIND, false),
+    ("rbind", MsFlags::MS_BIND.union(MsFlags::MS_REC), false),
+    ("nosuid", MsFlags::MS_NOSUID, false),
+    ("suid", MsFlags::MS_NOSUID, true),
+    ("nodev", MsFlags::MS_NODEV, false),
+    ("dev", MsFlags::MS_NODEV, true),
+    ("noexec", MsFlags::MS_NOEXEC, false),
+    ("exec", MsFlags::MS_NOEXEC, true),
+    ("noatime", MsFlags::MS_NOATIME, false),
+    ("atime", MsFlags::MS_NOATIME, true),
+    ("nodiratime", MsFlags::MS_NODIRATIME, false),
+    ("diratime", MsFlags::MS_NODIRATIME, true),
+    ("relatime", MsFlags::MS_RELATIME, false),
+    ("norelatime", MsFlags::MS_RELATIME, true),
+    ("strictatime", MsFlags::MS_STRICTATIME, false),
+    ("sync", MsFlags::MS_SYNCHRONOUS, false),
+];
+
+/// Options of a mount as the kernel takes them.
+fn parse(options: &[String]) -> (MsFlags, String) {
+    let mut flags = MsFlags::empty();
+    let mut data = Vec::new();
+    for option in options {
+        match FLAGS.iter().find(|(name, ..)| name == option) {
+            Some((_, flag, false)) => flags |= *flag,
+            Some((_, flag, true)) => flags &= !*flag,
+            None if option == "loop" || option.starts_with("X-") => {} // for userspace, not for the kernel
+            None => data.push(option.as_str()),
+        }
+    }
+    (flags, data.join(","))
+}
+
+/// Mounts all at `rootfs`; what was mounted before a failure is unmounted again.
+pub fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<(), String> {
+    for (n, m) in mounts.iter().enumerate() {
+        let target = if m.target.is_empty() {
+            rootfs.to_owned()
+        } else {
+            rootfs.join(m.target.trim_start_matches('/'))
+        };
+        if let Err(error) = mount_one(m, &target) {
+            if n > 0 {
+                unmount_all(rootfs);
+            }
+            return Err(format!("mounting {} ({}) at {}: {error}", m.source, m.type_, target.display()));
+        }
+    }
+    Ok(())
+}
+
+fn mount_one(m: &Mount, target: &Path) -> nix::Result<()> {
+    let (flags, data) = parse(&m.options);
+    let kind = (!m.type_.is_empty()).then_some(m.type_.as_str());
+    let data = (!data.is_empty()).then_some(data.as_str());
+    mount(Some(m.source.as_str()), target, kind, flags, data)?;
+    // A bind mount takes its flags only when it is mounted again.
+    if flags.contains(MsFlags::MS_BIND) && flags.intersects(!(MsFlags::MS_BIND | MsFlags::MS_REC)) {
+        mount(None::<&str>, target, None::<&str>, flags | MsFlags::MS_REMOUNT, None::<&str>)?;
+    }
+    Ok(())
+}
+
+/// Unmounts everything stacked at a rootfs; nothing mounted is fine. Lazily, since a dying sandbox may hold it still.
+pub fn unmount_all(rootfs: &Path) {
+    const STACKED: usize = 64;
+    for _ in 0..STACKED {
+        if umount2(rootfs, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_become_flags_and_the_rest_stays_data() {
+        let options = |list: &[&str]| list.iter().map(|o| (*o).to_owned()).collect::<Vec<_>>();
+        for (given, flags, data) in [
+            (options(&["rbind", "ro"]), MsFlags::MS_BIND | MsFlags::MS_REC | MsFlags::MS_RDONLY, ""),
+            (options(&["ro", "rw"]), MsFlags::empty(), ""),
+            (options(&["lowerdir=/a:/b", "index=off"]), MsFlags::empty(), "lowerdir=/a:/b,index=off"),
+            (options(&["loop", "ro"]), MsFlags::MS_RDONLY, ""),
+        ] {
+            assert_eq!(parse(&given), (flags, data.to_owned()), "{given:?}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! `binary://`: a logging program that reads a process's output on descriptors 3 and 4 and says on 5 that it is ready.
+//! Source: containerd `core/runtime/v2/README` "Logging"; nerdctl's detached containers depend on it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, pipe2};
+use tokio::io::unix::AsyncFd;
+
+use crate::{reaper, sys};
+
+/// A logger that has not said it is ready by then is taken for broken.
+const READY: Duration = Duration::from_secs(10);
+/// After the output's end: first TERM, then KILL.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A parsed `binary://` URI.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Uri {
+    program: String,
+    args: Vec<String>,
+}
+
+/// Parses `binary://PROGRAM?key=value&…`: each pair becomes two arguments. `binary-v2` differs in nothing we send.
+pub fn uri(text: &str) -> Option<Uri> {
+    let rest = text.strip_prefix("binary://").or_else(|| text.strip_prefix("binary-v2://"))?;
+    let (program, query) = rest.split_once('?').unwrap_or((rest, ""));
+    // Go's url.Values is a map; containerd's own order is sorted neither way, so ours is at least stable.
+    let mut pairs = BTreeMap::new();
+    for pair in query.split('&').filter(|p| !p.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        pairs.entry(decode(key)).or_insert_with(|| decode(value));
+    }
+    let args = pairs.into_iter().flat_map(|(k, v)| if v.is_empty() { vec![k] } else { vec![k, v] }).collect();
+    Some(Uri { program: decode(program), args })
+}
+
+/// Percent-decoding as in a query (RFC 3986, `+` is a space).
+fn decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let hex = |b: u8| (b as char).to_digit(16);
+        match (first, tail) {
+            (b'%', [high, low, after @ ..]) if hex(*high).is_some() && hex(*low).is_some() => {
+                bytes.push((hex(*high).unwrap_or(0) * 16 + hex(*low).unwrap_or(0)) as u8);
+                rest = after;
+                continue;
+            }
+            (b'+', _) => bytes.push(b' '),
+            _ => bytes.push(first),
+        }
+        rest = tail;
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A running logging program.
+pub struct Logger {
+    pid: i32,
+    /// Our copies keep the pipes open between the sandbox's processes.
+    _writers: [OwnedFd; 2],
+}
+
+impl Logger {
+    /// Starts it, waits until it is ready, and returns the ends that the process writes to.
+    pub async fn start(uri: &Uri, namespace: &str, id: &str) -> io::Result<(Self, OwnedFd, OwnedFd)> {
+        let (out_reader, out_writer) = pipe2(OFlag::O_CLOEXEC)?;
+        let (err_reader, err_writer) = pipe2(OFlag::O_CLOEXEC)?;
+        let (ready, saying) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        let mut command = Command::new(&uri.program);
+        command.args(&uri.args).env("CONTAINER_ID", id).env("CONTAINER_NAMESPACE", namespace);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        sys::pass_fds(&mut command, vec![out_reader, err_reader, saying], false);
+        let child = command.spawn();
+        drop(command); // and with it our copies of the logger's ends
+        let pid = child.map_err(|e| io::Error::new(e.kind(), format!("binary://{}: {e}", uri.program)))?.id() as i32;
+        let ready = AsyncFd::new(ready)?;
+        let said = tokio::time::timeout(READY, async {
+            loop {
+                let mut guard = ready.readable().await?;
+                // Its end without a byte counts as well: the reference shim takes both.
+                match guard.try_io(|fd| Ok(nix::unistd::read(fd.get_ref().as_fd(), &mut [0; 1])?)) {
+                    Ok(result) => return result,
+                    Err(_would_block) => continue,
+                }
+            }
+        });
+        if !matches!(said.await, Ok(Ok(_))) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            return Err(io::Error::other(format!("binary://{} did not become ready", uri.program)));
+        }
+        let child = (out_writer.try_clone()?, err_writer.try_clone()?);
+        Ok((Self { pid, _writers: [out_writer, err_writer] }, child.0, child.1))
+    }
+
+    /// Closes the pipes and sees the program off.
+    pub fn finish(self) {
+        let Self { pid, _writers } = self;
+        drop(_writers);
+        tokio::spawn(async move {
+            let gone = reaper::exit_of(pid);
+            tokio::pin!(gone);
+            for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+                if tokio::time::timeout(PATIENCE, &mut gone).await.is_ok() {
+                    return;
+                }
+                let _ = kill(Pid::from_raw(pid), signal);
+            }
+            gone.await;
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uris_become_programs_and_arguments() {
+        let parsed = |text| uri(text).map(|u| (u.program, u.args));
+        let args = |list: &[&str]| list.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>();
+        assert_eq!(parsed("binary:///bin/log"), Some(("/bin/log".into(), vec![])));
+        let expected = ("/bin/log".to_owned(), args(&["_NERDCTL_INTERNAL_LOGGING", "/var/lib/a b"]));
+        assert_eq!(parsed("binary:///bin/log?_NERDCTL_INTERNAL_LOGGING=%2Fvar%2Flib%2Fa+b"), Some(expected));
+        assert_eq!(parsed("binary-v2:///bin/log?id=1"), Some(("/bin/log".into(), args(&["id", "1"]))));
+        assert_eq!(parsed("/run/fifo"), None);
+        assert_eq!(decode("%zz%4"), "%zz%4");
+    }
+}
