@@ -65,7 +65,8 @@ impl Args {
         let mut argv = argv.into_iter();
         while let Some(word) = argv.next() {
             let word = word.into_string().map_err(BadArgs::NotUtf8)?;
-            let Some(flag) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')).filter(|f| !f.is_empty()) else {
+            let Some(flag) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')).filter(|f| !f.is_empty())
+            else {
                 action = Some(word);
                 continue;
             };
@@ -143,7 +144,10 @@ mod tests {
             ("-namespace ns -id c1 -address /run/c.sock start", Args::Start(call.clone())),
             ("--namespace=ns --id=c1 --address=/run/c.sock delete", Args::Delete(call.clone())),
             ("-namespace ns -address /run/c.sock -publish-binary /bin/x -id c1", Args::Serve(call.clone())),
-            ("-namespace ns -id c1 -address /run/c.sock -debug start", Args::Start(Call { debug: true, ..call.clone() })),
+            (
+                "-namespace ns -id c1 -address /run/c.sock -debug start",
+                Args::Start(Call { debug: true, ..call.clone() }),
+            ),
             ("-debug=false -namespace ns -id c1 -address /run/c.sock start", Args::Start(call)),
             ("-info", Args::Info),
             ("-v", Args::Version),

@@ -4,9 +4,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
-use containerd_shim_protos::api::{Envelope, ForwardRequest};
+use containerd_shim_protos::api::ForwardRequest;
 use containerd_shim_protos::protobuf::well_known_types::{any::Any, timestamp::Timestamp};
 use containerd_shim_protos::protobuf::{MessageDyn, MessageField};
+use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::ttrpc::context;
 use tokio::sync::{mpsc, oneshot};

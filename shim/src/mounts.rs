@@ -45,11 +45,8 @@ fn parse(options: &[String]) -> (MsFlags, String) {
 /// Mounts all at `rootfs`; what was mounted before a failure is unmounted again.
 pub fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<(), String> {
     for (n, m) in mounts.iter().enumerate() {
-        let target = if m.target.is_empty() {
-            rootfs.to_owned()
-        } else {
-            rootfs.join(m.target.trim_start_matches('/'))
-        };
+        let target =
+            if m.target.is_empty() { rootfs.to_owned() } else { rootfs.join(m.target.trim_start_matches('/')) };
         if let Err(error) = mount_one(m, &target) {
             if n > 0 {
                 unmount_all(rootfs);

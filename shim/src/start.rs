@@ -42,11 +42,11 @@ pub fn run(call: &Call) -> Result<(), StartError> {
         doing(format_args!("creating {}", dir.display()), fs::create_dir_all(dir))?;
     }
     let reply = bootstrap::reply(&socket.to_string_lossy());
-    if let Some(listener) = bind(&socket)? {
-        if let Err(error) = spawn_server(call, &group, &socket, listener) {
-            let _ = fs::remove_file(&socket);
-            return Err(error);
-        }
+    if let Some(listener) = bind(&socket)?
+        && let Err(error) = spawn_server(call, &group, &socket, listener)
+    {
+        let _ = fs::remove_file(&socket);
+        return Err(error);
     }
     doing("writing the bundle's address file", fs::write(bundle.join("address"), &reply))?;
     doing("writing the reply", io::stdout().write_all(reply.as_bytes()))
@@ -114,7 +114,6 @@ fn spawn_server(call: &Call, group: &str, socket: &Path, listener: UnixListener)
     command.env("CRETO_SHIM_GROUP", group).env("CRETO_SHIM_SOCKET", socket);
     let listener = doing("passing the socket on", listener.as_fd().try_clone_to_owned())?;
     sys::pass_fds(&mut command, vec![listener], true);
-    #[expect(clippy::zombie_processes, reason = "the server outlives this process and is reaped by init")]
     let server = doing("starting the shim's server", command.spawn())?;
     raise_oom_score(server.id());
     Ok(())

@@ -78,3 +78,10 @@ pub fn set_window_size(terminal: BorrowedFd<'_>, columns: u16, rows: u16) -> io:
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+/// A descriptor whose readiness can be awaited.
+pub fn watch(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` answers `as_raw_fd` with the same open descriptor until it is dropped, and `AsyncFd`
+    // deregisters before it drops what it owns.
+    unsafe { tokio::io::unix::AsyncFd::register(fd) }.map_err(io::Error::from)
+}

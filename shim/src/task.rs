@@ -105,7 +105,14 @@ mod tests {
             (vec![Input::Exited(exit), Input::Exited(late)], vec![Heard::Exit(exit)]),
             (vec![Input::Start, Input::StartFailed(exit), Input::Exited(late)], vec![]),
             (
-                vec![Input::Start, Input::Started, Input::Paused, Input::Resumed, Input::Exited(exit), Input::Exited(late)],
+                vec![
+                    Input::Start,
+                    Input::Started,
+                    Input::Paused,
+                    Input::Resumed,
+                    Input::Exited(exit),
+                    Input::Exited(late),
+                ],
                 vec![Heard::Start, Heard::Paused, Heard::Resumed, Heard::Exit(exit)],
             ),
         ] {

@@ -10,7 +10,6 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe2};
-use tokio::io::unix::AsyncFd;
 
 use crate::{reaper, sys};
 
@@ -80,7 +79,7 @@ impl Logger {
         let child = command.spawn();
         drop(command); // and with it our copies of the logger's ends
         let pid = child.map_err(|e| io::Error::new(e.kind(), format!("binary://{}: {e}", uri.program)))?.id() as i32;
-        let ready = AsyncFd::new(ready)?;
+        let ready = sys::watch(ready)?;
         let said = tokio::time::timeout(READY, async {
             loop {
                 let mut guard = ready.readable().await?;

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::pty::openpty;
@@ -17,9 +17,9 @@ use crate::sys;
 
 /// A process's terminal, our side.
 pub struct Console {
-    primary: Rc<AsyncFd<OwnedFd>>,
+    primary: Arc<AsyncFd<OwnedFd>>,
     replica: Option<OwnedFd>,
-    ended: Rc<Notify>,
+    ended: Arc<Notify>,
     output: Option<JoinHandle<()>>,
     input: Option<JoinHandle<()>>,
     _stdin_writer: Option<OwnedFd>,
@@ -31,8 +31,8 @@ impl Console {
     pub fn open(request: &Request) -> io::Result<(Self, OwnedFd)> {
         let pair = openpty(None, None)?;
         set_nonblocking(&pair.master)?;
-        let primary = Rc::new(AsyncFd::new(pair.master)?);
-        let ended = Rc::new(Notify::new());
+        let primary = Arc::new(sys::watch(pair.master)?);
+        let ended = Arc::new(Notify::new());
         let mut console = Self {
             primary: primary.clone(),
             // Ours keeps the terminal alive until the process has ended: a primary without replicas reads EIO.
@@ -46,9 +46,9 @@ impl Console {
         if !request.stdout.is_empty() {
             let ends = fifo::open(Path::new(&request.stdout))?;
             console._stdout_reader = Some(ends.reader);
-            let out = AsyncFd::new(ends.writer)?;
+            let out = sys::watch(ends.writer)?;
             let from = primary.clone();
-            console.output = Some(tokio::task::spawn_local(async move {
+            console.output = Some(tokio::task::spawn(async move {
                 if let Err(error) = copy(&from, &out, Some(&ended)).await {
                     tracing::debug!(%error, "terminal output ended");
                 }
@@ -57,8 +57,8 @@ impl Console {
         if !request.stdin.is_empty() {
             let ends = fifo::open(Path::new(&request.stdin))?;
             console._stdin_writer = Some(ends.writer);
-            let from = AsyncFd::new(ends.reader)?;
-            console.input = Some(tokio::task::spawn_local(async move {
+            let from = sys::watch(ends.reader)?;
+            console.input = Some(tokio::task::spawn(async move {
                 if let Err(error) = copy(&from, &primary, None).await {
                     tracing::debug!(%error, "terminal input ended");
                 }

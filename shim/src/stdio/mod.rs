@@ -2,7 +2,7 @@
 //! nothing is copied and neither a restart of containerd nor a busy shim can lose a byte; a terminal is copied.
 
 mod binary;
-mod console;
+pub mod console;
 mod fifo;
 
 use std::fs::{File, OpenOptions};
@@ -12,7 +12,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 pub use binary::Logger;
-pub use console::Console;
 
 /// The four stdio fields of Create and Exec.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

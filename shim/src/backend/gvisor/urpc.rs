@@ -153,8 +153,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn replies_of_real_builds_are_understood() {
-        // Recorded from runsc 2026-09 and 2024-07.
+    fn results_and_refusals_are_told_apart() {
+        // Written after the source (callResult in pkg/urpc), not yet recordings.
         assert_eq!(parse::<i32>("m", br#"{"success":true,"err":"","result":2}"#).unwrap(), 2);
         parse::<serde_json::Value>("m", br#"{"success":true,"err":"","result":{}}"#).unwrap();
         let refused = parse::<i32>("m", br#"{"success":false,"err":"no such container","result":null}"#);
@@ -163,7 +163,9 @@ mod tests {
 
     #[test]
     fn garbage_is_an_error_and_never_a_panic() {
-        for bytes in [&b""[..], b"{", b"null", b"[]", b"\xff\xfe{}", br#"{"success":1}"#, br#"{"success":true,"result":"x"}"#] {
+        for bytes in
+            [&b""[..], b"{", b"null", b"[]", b"\xff\xfe{}", br#"{"success":1}"#, br#"{"success":true,"result":"x"}"#]
+        {
             assert!(parse::<i32>("m", bytes).is_err(), "{bytes:?}");
         }
         let deep = [vec![b'['; 100_000], vec![b']'; 100_000]].concat();

@@ -1,0 +1,3 @@
+//! gVisor: `runsc` and its control socket.
+
+pub mod urpc;
