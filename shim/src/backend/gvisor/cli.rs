@@ -1,0 +1,110 @@
+//! `runsc` by its command line: what the control socket cannot do.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::error::TaskError;
+use crate::reaper;
+
+/// One sandbox's runsc: its own `--root`, for runsc matches ids by prefix within one.
+#[derive(Clone, Debug)]
+pub struct Runsc {
+    dir: PathBuf,
+}
+
+impl Runsc {
+    /// Keeps its state and log under `dir`.
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.join("runsc.log")
+    }
+
+    fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new("runsc");
+        // --overlay2=none: writes reach the snapshot, so that commit and diff see them.
+        command.arg("--root").arg(self.dir.join("runsc")).arg("--log").arg(self.log());
+        command.args(["--log-format=json", "--overlay2=none", "--oci-seccomp", "--allow-suid", verb]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    /// `runsc create`; the sandbox keeps `stdio`. Returns the host pid.
+    pub async fn create(&self, bundle: &Path, id: &str, stdio: [OwnedFd; 3]) -> Result<i32, TaskError> {
+        let pid_file = bundle.join("pid");
+        let mut command = self.command("create");
+        command.arg("--bundle").arg(bundle).arg("--pid-file").arg(&pid_file).arg(id);
+        let [stdin, stdout, stderr] = stdio;
+        command.stdin(stdin).stdout(stdout).stderr(stderr);
+        self.run(command, "runsc create").await?;
+        let text = fs::read_to_string(&pid_file).map_err(|e| TaskError::host("reading runsc's pid file", e))?;
+        text.trim().parse().map_err(|e| TaskError::host("reading runsc's pid file", e))
+    }
+
+    /// `runsc start`.
+    pub async fn start(&self, id: &str) -> Result<(), TaskError> {
+        let mut command = self.command("start");
+        command.arg(id);
+        self.run(command, "runsc start").await
+    }
+
+    /// `runsc delete --force`; idempotent.
+    pub async fn delete(&self, id: &str) -> Result<(), TaskError> {
+        let mut command = self.command("delete");
+        command.args(["--force", id]);
+        self.run(command, "runsc delete").await
+    }
+
+    /// The same without an async runtime, for the shim's `delete` action.
+    pub fn delete_blocking(&self, id: &str) -> io::Result<()> {
+        self.command("delete").args(["--force", id]).status().map(drop)
+    }
+
+    async fn run(&self, mut command: Command, what: &str) -> Result<(), TaskError> {
+        // Only this call's part of the log explains this call's failure.
+        let _ = OpenOptions::new().create(true).append(true).open(self.log());
+        let before = fs::metadata(self.log()).map_or(0, |meta| meta.len());
+        let exit = reaper::run_to_end(&mut command).await.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => TaskError::host(what, "there is no runsc in PATH; install gVisor (scripts/setup runsc)"),
+            _ => TaskError::host(what, error),
+        })?;
+        if exit.status == 0 {
+            return Ok(());
+        }
+        let why = last_error(&self.log(), before).unwrap_or_else(|| format!("exit status {}", exit.status));
+        Err(TaskError::host(what, why))
+    }
+
+    /// Where the sandbox listens; runsc writes it into its state file.
+    pub fn control_socket(&self, root_id: &str) -> Result<PathBuf, TaskError> {
+        let path = self.dir.join("runsc").join(format!("{root_id}_sandbox:{root_id}.state"));
+        let text = File::open(&path).map_err(|e| TaskError::host("reading runsc's state", e))?;
+        let state: serde_json::Value =
+            serde_json::from_reader(text).map_err(|e| TaskError::host("reading runsc's state", e))?;
+        find(&state, "controlSocketPath")
+            .and_then(|v| v.as_str())
+            .map(PathBuf::from)
+            .ok_or_else(|| TaskError::host("reading runsc's state", "it names no controlSocketPath"))
+    }
+}
+
+fn find<'a>(value: &'a serde_json::Value, key: &str) -> Option<&'a serde_json::Value> {
+    let object = value.as_object()?;
+    object.get(key).or_else(|| object.values().find_map(|v| find(v, key)))
+}
+
+/// The last error that runsc logged after this offset.
+fn last_error(log: &Path, from: u64) -> Option<String> {
+    let bytes = fs::read(log).ok()?;
+    let text = String::from_utf8_lossy(bytes.get(from as usize..)?).into_owned();
+    text.lines().rev().find_map(|line| {
+        let entry: serde_json::Value = serde_json::from_str(line).ok()?;
+        let bad = matches!(entry.get("level")?.as_str()?, "error" | "fatal" | "warning");
+        bad.then(|| entry.get("msg").and_then(|m| m.as_str()).map(str::to_owned)).flatten()
+    })
+}

@@ -1,0 +1,93 @@
+//! Typed calls over a sandbox's control socket. Source: gVisor `runsc/boot/controller.go`, `pkg/sentry/control/proc.go`.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::urpc::{CallError, PROMPT, call};
+
+/// One sandbox's control socket.
+#[derive(Clone, Debug)]
+pub struct Control(PathBuf);
+
+/// The part of an OCI process that an exec needs.
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExecProcess {
+    args: Vec<String>,
+    #[serde(default)]
+    env: Vec<String>,
+    cwd: String,
+    #[serde(default)]
+    user: User,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct User {
+    #[serde(default)]
+    uid: u32,
+    #[serde(default)]
+    gid: u32,
+    #[serde(default)]
+    additional_gids: Vec<u32>,
+}
+
+impl Control {
+    /// Does not connect yet.
+    pub fn new(socket: &Path) -> Self {
+        Self(socket.to_owned())
+    }
+
+    /// Starts a process in a container; returns its pid inside the sandbox.
+    pub async fn exec(&self, cid: &str, p: &ExecProcess, pty: bool, fds: &[OwnedFd; 3]) -> Result<i32, CallError> {
+        let arg = json!({
+            "filename": "", "argv": p.args, "envv": p.env, "wd": p.cwd, "KUID": p.user.uid, "KGID": p.user.gid,
+            "ExtraKGIDs": p.user.additional_gids, "StdioIsPty": pty, "ContainerID": cid, "GuestFDs": [0, 1, 2],
+        });
+        let fds = [fds[0].as_fd(), fds[1].as_fd(), fds[2].as_fd()];
+        call(&self.0, "containerManager.ExecuteAsync", arg, &fds, Some(PROMPT)).await
+    }
+
+    /// Waits for an exec; the result is 128 + signal where a signal ended it.
+    pub async fn wait_pid(&self, cid: &str, pid: i32) -> Result<u32, CallError> {
+        let arg = json!({"PID": pid, "CID": cid});
+        call(&self.0, "containerManager.WaitPID", arg, &[], None).await.map(exit_status)
+    }
+
+    /// Waits for a container's init.
+    pub async fn wait(&self, cid: &str) -> Result<u32, CallError> {
+        call(&self.0, "containerManager.Wait", cid, &[], None).await.map(exit_status)
+    }
+
+    /// Signals a process (0: the container's init), or with `all` every process of the container.
+    pub async fn signal(&self, cid: &str, pid: i32, signal: u32, all: bool) -> Result<(), CallError> {
+        let arg = json!({"CID": cid, "Signo": signal, "PID": pid, "Mode": i32::from(all)});
+        call::<_, serde_json::Value>(&self.0, "containerManager.Signal", arg, &[], Some(PROMPT)).await.map(drop)
+    }
+
+    /// Freezes or thaws the whole sandbox.
+    pub async fn pause(&self, pause: bool) -> Result<(), CallError> {
+        let method = if pause { "containerManager.Pause" } else { "containerManager.Resume" };
+        call::<_, serde_json::Value>(&self.0, method, json!({}), &[], Some(PROMPT)).await.map(drop)
+    }
+}
+
+/// A raw wait status (wait(2)) as a shell's exit status.
+fn exit_status(raw: u32) -> u32 {
+    match raw & 0x7f {
+        0 => (raw >> 8) & 0xff,
+        signal => 128 + signal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wait_statuses_read_like_a_shells() {
+        assert_eq!([0, 7 << 8, 9, 15].map(exit_status), [0, 7, 137, 143]);
+    }
+}
