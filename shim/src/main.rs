@@ -10,6 +10,8 @@ mod events;
 mod mounts;
 mod paths;
 mod reaper;
+mod serve;
+mod service;
 mod start;
 mod stdio;
 #[allow(unsafe_code, reason = "prctl, fd passing and ioctl; each block has its SAFETY line")]
@@ -24,6 +26,8 @@ fn main() -> ExitCode {
             version();
             Ok(())
         }
+        Ok(args::Args::Start(call)) => start::run(&call).map_err(Into::into),
+        Ok(args::Args::Serve(call)) => serve::run(&call),
         Ok(other) => Err(format!("{other:?}: not implemented yet; see README.md, State").into()),
         Err(error) => Err(error.into()),
     };

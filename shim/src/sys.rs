@@ -85,3 +85,12 @@ pub fn watch(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
     // deregisters before it drops what it owns.
     unsafe { tokio::io::unix::AsyncFd::register(fd) }.map_err(io::Error::from)
 }
+
+/// Hands a listening socket to the ttrpc server, which then owns it.
+pub fn add_listener(
+    server: containerd_shim_protos::ttrpc::r#async::Server,
+    listener: RawFd,
+) -> containerd_shim_protos::ttrpc::Result<containerd_shim_protos::ttrpc::r#async::Server> {
+    // SAFETY: the caller gave the descriptor up with `into_raw_fd`, so nobody else closes it.
+    unsafe { server.add_unix_listener(listener) }
+}
