@@ -46,7 +46,8 @@ async fn serve(
     let v3 = create_task(service.clone());
     // v2 and v3 differ in the package's name only.
     let v2 = create_task(service).into_iter().map(|(name, s)| (name.replace(".v3.", ".v2."), s)).collect();
-    let mut server = sys::add_listener(Server::new(), listener.into_raw_fd())?.register_service(v3).register_service(v2);
+    let mut server =
+        sys::add_listener(Server::new(), listener.into_raw_fd())?.register_service(v3).register_service(v2);
     server.start().await?;
     let mut term = signal(SignalKind::terminate())?;
     tokio::select! {

@@ -149,7 +149,11 @@ impl Pod {
         }
     }
 
-    async fn open(&self, key: &Key, request: &stdio::Request) -> Result<([OwnedFd; 3], stdio::Held, Option<Console>), TaskError> {
+    async fn open(
+        &self,
+        key: &Key,
+        request: &stdio::Request,
+    ) -> Result<([OwnedFd; 3], stdio::Held, Option<Console>), TaskError> {
         let failed = |e| TaskError::host("opening stdio", e);
         if request.terminal {
             let (console, tty) = Console::open(request).map_err(failed)?;
@@ -171,7 +175,8 @@ impl Pod {
             return Err(TaskError::Unimplemented("restoring from a checkpoint is not implemented yet".into()));
         }
         let bundle = PathBuf::from(&req.bundle);
-        let (rootfs, own, rid) = (bundle.join("rootfs"), self.dir.join("bundles").join(&req.id), paths::runsc_id(&req.id));
+        let (rootfs, own, rid) =
+            (bundle.join("rootfs"), self.dir.join("bundles").join(&req.id), paths::runsc_id(&req.id));
         let made = async {
             mounts::mount_all(&req.rootfs, &rootfs).map_err(|why| TaskError::host("rootfs", why))?;
             self.write_spec(&bundle, &own)?;
@@ -399,11 +404,21 @@ impl Task for Service {
             return Err(TaskError::WrongPhase { verb: "exec in", what: name(&init), phase }.into());
         }
         let key = (req.id, req.exec_id);
-        let exec = serde_json::from_slice(&req.spec.value).map_err(|e| TaskError::Invalid(format!("exec spec: {e}")))?;
+        let exec =
+            serde_json::from_slice(&req.spec.value).map_err(|e| TaskError::Invalid(format!("exec spec: {e}")))?;
         let stdio = stdio::Request { stdin: req.stdin, stdout: req.stdout, stderr: req.stderr, terminal: req.terminal };
         let (held, done) = (stdio::Held::default(), watch::Sender::new(None));
-        let process =
-            Process { phase: Phase::Created, pid: 0, inner_pid: 0, stdio, held, console: None, exec: Some(exec), bundle, done };
+        let process = Process {
+            phase: Phase::Created,
+            pid: 0,
+            inner_pid: 0,
+            stdio,
+            held,
+            console: None,
+            exec: Some(exec),
+            bundle,
+            done,
+        };
         if self.0.table().contains_key(&key) {
             return Err(TaskError::AlreadyExists(name(&key)).into());
         }

@@ -63,7 +63,7 @@ fn stdin() -> Vec<u8> {
 }
 
 /// The group named by the spec's annotations, else the container itself.
-fn group(config: &Path, id: &str) -> Result<String, StartError> {
+pub fn group(config: &Path, id: &str) -> Result<String, StartError> {
     #[derive(serde::Deserialize)]
     struct Annotated {
         #[serde(default)]

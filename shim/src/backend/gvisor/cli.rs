@@ -70,7 +70,9 @@ impl Runsc {
         let _ = OpenOptions::new().create(true).append(true).open(self.log());
         let before = fs::metadata(self.log()).map_or(0, |meta| meta.len());
         let exit = reaper::run_to_end(&mut command).await.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => TaskError::host(what, "there is no runsc in PATH; install gVisor (scripts/setup runsc)"),
+            io::ErrorKind::NotFound => {
+                TaskError::host(what, "there is no runsc in PATH; install gVisor (scripts/setup runsc)")
+            }
             _ => TaskError::host(what, error),
         })?;
         if exit.status == 0 {
