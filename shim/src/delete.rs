@@ -27,7 +27,7 @@ pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
     mounts::unmount_all(&bundle.join("rootfs"));
     let _ = fs::remove_dir_all(dir.join("bundles").join(&call.id));
     if group == call.id {
-        let _ = fs::remove_dir_all(&dir);
+        Runsc::new(&dir).forget();
         let _ = fs::remove_file(paths::socket(&call.address, &call.namespace, &group, None));
     }
     let exited_at = MessageField::some(events::timestamp(SystemTime::now()));

@@ -11,6 +11,7 @@ use containerd_shim_protos::ttrpc::r#async::Server;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Call;
+use crate::backend::gvisor::cli::Runsc;
 use crate::events::Events;
 use crate::service::{Pod, Service};
 use crate::{paths, reaper, sys};
@@ -29,7 +30,7 @@ pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
     if let Some(socket) = socket {
         let _ = std::fs::remove_file(socket);
     }
-    let _ = std::fs::remove_dir_all(dir);
+    Runsc::new(&dir).forget();
     done
 }
 

@@ -90,7 +90,7 @@ impl Pod {
             self.publish(key, pid, heard);
         }
         if let Some(exit) = stopped {
-            self.with(key, |p| drop(p.done.send_replace(Some(exit))))?;
+            self.with(key, |p| p.done.send_replace(Some(exit)).is_some())?;
         }
         Ok(())
     }

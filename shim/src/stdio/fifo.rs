@@ -7,6 +7,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
 /// Both ends of one FIFO.
 pub struct Ends {
     /// Non-blocking read end.
@@ -30,4 +32,11 @@ pub fn open(path: &Path) -> io::Result<Ends> {
 pub fn open_writer(path: &Path) -> io::Result<OwnedFd> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     Ok(OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(named)?.into())
+}
+
+/// An end as a workload expects it: one that waits. gVisor shows the descriptor's flags to the process inside.
+pub fn blocking(end: OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OFlag::from_bits_retain(fcntl(&end, FcntlArg::F_GETFL)?);
+    fcntl(&end, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+    Ok(end)
 }

@@ -76,7 +76,7 @@ pub async fn open(request: &Request, namespace: &str, id: &str) -> io::Result<(C
             let ends = fifo::open(Path::new(path))?;
             held.stdin = Some(ends.writer);
             // Our reader must not stay: bytes would wait for it after the process has ended.
-            ends.reader
+            fifo::blocking(ends.reader)?
         }
     };
     let (stdout, stderr) = match binary::uri(&request.stdout) {
@@ -107,7 +107,7 @@ fn output(uri: &str, held: &mut Held) -> io::Result<OwnedFd> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
     let ends = fifo::open(Path::new(path))?;
-    let child = fifo::open_writer(Path::new(path))?;
+    let child = fifo::blocking(fifo::open_writer(Path::new(path))?)?;
     held.writers.push(ends.writer);
     held.readers.push(ends.reader);
     Ok(child)

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::error::TaskError;
-use crate::reaper;
+use crate::{mounts, reaper};
 
 /// One sandbox's runsc: its own `--root`, for runsc matches ids by prefix within one.
 #[derive(Clone, Debug)]
@@ -63,6 +63,14 @@ impl Runsc {
     /// The same without an async runtime, for the shim's `delete` action.
     pub fn delete_blocking(&self, id: &str) -> io::Result<()> {
         self.command("delete").args(["--force", id]).status().map(drop)
+    }
+
+    /// Removes the sandbox's directory. runsc keeps an empty network namespace mounted in its root.
+    pub fn forget(&self) {
+        mounts::unmount_all(&self.dir.join("runsc").join("null-netns"));
+        if let Err(error) = fs::remove_dir_all(&self.dir) {
+            tracing::warn!(dir = %self.dir.display(), %error, "the sandbox's directory stays");
+        }
     }
 
     async fn run(&self, mut command: Command, what: &str) -> Result<(), TaskError> {
