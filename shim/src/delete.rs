@@ -11,10 +11,8 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 
 use crate::args::Call;
 use crate::backend::gvisor::cli::Runsc;
+use crate::task::KILLED;
 use crate::{events, mounts, paths};
-
-/// What a killed process is said to have ended with.
-const KILLED: u32 = 137;
 
 /// Runs the action.
 pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
@@ -25,7 +23,7 @@ pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
         Runsc::new(&dir).delete_blocking(&paths::runsc_id(&call.id))?;
     }
     mounts::unmount_all(&bundle.join("rootfs"));
-    let _ = fs::remove_dir_all(dir.join("bundles").join(&call.id));
+    let _ = fs::remove_dir_all(paths::bundle(&dir, &call.id));
     if group == call.id {
         Runsc::new(&dir).forget();
         let _ = fs::remove_file(paths::socket(&call.address, &call.namespace, &group, None));

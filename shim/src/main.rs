@@ -1,6 +1,5 @@
 //! containerd-shim-creto-v2. `start` and `delete` answer and leave; without an action it serves one pod until it is
 //! empty. `-info` is not written yet: it ends with an error instead of pretending.
-#![allow(dead_code, reason = "parts of the bootstrap and of the error table wait for RPCs still to come")]
 
 mod args;
 mod backend;

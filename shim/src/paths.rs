@@ -19,6 +19,11 @@ pub fn sandbox(root: &Path, address: &str, namespace: &str, group: &str) -> Path
     root.join("sandboxes").join(&digest[..24])
 }
 
+/// The bundle that runsc sees of one of a sandbox's containers.
+pub fn bundle(sandbox: &Path, id: &str) -> PathBuf {
+    sandbox.join("bundles").join(id)
+}
+
 /// runsc's name for a container. runsc matches ids by prefix, so all have one length; and it puts them into socket
 /// names, so they are short.
 pub fn runsc_id(id: &str) -> String {

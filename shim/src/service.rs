@@ -19,10 +19,11 @@ use tokio::sync::{Notify, watch};
 
 use crate::backend::gvisor::cli::Runsc;
 use crate::backend::gvisor::control::{Control, ExecProcess};
+use crate::backend::gvisor::urpc::CallError;
 use crate::error::TaskError;
 use crate::events::{Events, timestamp};
 use crate::stdio::console::Console;
-use crate::task::{Exit, Heard, Input, Phase, step};
+use crate::task::{Exit, Heard, Input, KILLED, Phase, step};
 use crate::{mounts, paths, reaper, stdio};
 
 type Key = (String, String);
@@ -175,8 +176,7 @@ impl Pod {
             return Err(TaskError::Unimplemented("restoring from a checkpoint is not implemented yet".into()));
         }
         let bundle = PathBuf::from(&req.bundle);
-        let (rootfs, own, rid) =
-            (bundle.join("rootfs"), self.dir.join("bundles").join(&req.id), paths::runsc_id(&req.id));
+        let (rootfs, own, rid) = (bundle.join("rootfs"), paths::bundle(&self.dir, &req.id), paths::runsc_id(&req.id));
         let made = async {
             mounts::mount_all(&req.rootfs, &rootfs).map_err(|why| TaskError::host("rootfs", why))?;
             self.write_spec(&bundle, &own)?;
@@ -234,7 +234,7 @@ impl Pod {
             tracing::warn!(sandbox = id, %error, "runsc left something");
         }
         mounts::unmount_all(&bundle.join("rootfs"));
-        let _ = fs::remove_dir_all(self.dir.join("bundles").join(id));
+        let _ = fs::remove_dir_all(paths::bundle(&self.dir, id));
     }
 
     async fn start(self: &Arc<Self>, key: Key) -> Result<u32, TaskError> {
@@ -253,11 +253,8 @@ impl Pod {
         let rid = paths::runsc_id(&key.0);
         self.runsc.start(&rid).await?;
         if rid != self.root_id {
-            let (pod, key, control) = (self.clone(), key.clone(), self.control()?);
-            tokio::spawn(async move {
-                let status = control.wait(&rid).await.unwrap_or(137);
-                pod.ended(&key, Exit { status, at: SystemTime::now() }).await;
-            });
+            let control = self.control()?;
+            self.heed(key.clone(), async move { control.wait(&rid).await });
         }
         Ok(())
     }
@@ -273,12 +270,17 @@ impl Pod {
         let inner_pid = inner.map_err(|e| TaskError::host("exec in the sandbox", e))?;
         drop(fds);
         self.with(key, |p| (p.pid, p.inner_pid, p.held, p.console) = (pid, inner_pid, held, console))?;
-        let (pod, key) = (self.clone(), key.clone());
+        self.heed(key.clone(), async move { control.wait_pid(&cid, inner_pid).await });
+        Ok(())
+    }
+
+    /// Hears of a process's end from the sandbox; a sandbox that cannot say is gone, and the process with it.
+    fn heed(self: &Arc<Self>, key: Key, status: impl Future<Output = Result<u32, CallError>> + Send + 'static) {
+        let pod = self.clone();
         tokio::spawn(async move {
-            let status = control.wait_pid(&cid, inner_pid).await.unwrap_or(137);
+            let status = status.await.unwrap_or(KILLED);
             pod.ended(&key, Exit { status, at: SystemTime::now() }).await;
         });
-        Ok(())
     }
 
     async fn kill(&self, key: &Key, signal: u32, all: bool) -> Result<(), TaskError> {

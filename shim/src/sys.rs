@@ -29,22 +29,21 @@ pub fn inherited_listener() -> io::Result<OwnedFd> {
 /// Gives the child these descriptors as 3, 4, … and, with `own_session`, a session of its own.
 pub fn pass_fds(command: &mut Command, fds: Vec<OwnedFd>, own_session: bool) {
     use std::os::unix::process::CommandExt;
+    // Made here, since a forked child must not allocate.
+    let mut parked = vec![-1; fds.len()];
     let hook = move || {
-        let count = fds.len() as RawFd;
         // First out of the way of the targets, then to their places: dup2 also clears close-on-exec.
-        for (n, fd) in fds.iter().enumerate() {
+        let above = LISTENER_FD + fds.len() as RawFd;
+        for (fd, parked) in fds.iter().zip(&mut parked) {
             // SAFETY: between fork and exec only async-signal-safe calls are made, on descriptors we own.
-            unsafe {
-                let high = libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, LISTENER_FD + count);
-                if high < 0 {
-                    return Err(io::Error::last_os_error());
-                }
-                moved_to(n, high);
+            *parked = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above) };
+            if *parked < 0 {
+                return Err(io::Error::last_os_error());
             }
         }
-        for n in 0..fds.len() {
-            // SAFETY: as above; `slot` yields the duplicate made in the first loop.
-            if unsafe { libc::dup2(slot(n), LISTENER_FD + n as RawFd) } < 0 {
+        for (target, parked) in (LISTENER_FD..).zip(&parked) {
+            // SAFETY: as above, on the duplicates made in the first loop.
+            if unsafe { libc::dup2(*parked, target) } < 0 {
                 return Err(io::Error::last_os_error());
             }
         }
@@ -56,17 +55,6 @@ pub fn pass_fds(command: &mut Command, fds: Vec<OwnedFd>, own_session: bool) {
     };
     // SAFETY: the hook allocates nothing and takes no lock; see its blocks.
     unsafe { command.pre_exec(hook) };
-}
-
-/// Where `pass_fds` parks its duplicates: plain atomics, since a forked child must not allocate.
-static SLOTS: [std::sync::atomic::AtomicI32; 4] = [const { std::sync::atomic::AtomicI32::new(-1) }; 4];
-
-fn moved_to(n: usize, fd: RawFd) {
-    SLOTS[n].store(fd, std::sync::atomic::Ordering::Relaxed);
-}
-
-fn slot(n: usize) -> RawFd {
-    SLOTS[n].load(std::sync::atomic::Ordering::Relaxed)
 }
 
 /// Size of a terminal, in characters.

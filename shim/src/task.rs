@@ -3,6 +3,9 @@
 use std::fmt;
 use std::time::SystemTime;
 
+/// The status of a process that died by SIGKILL, or whose sandbox is gone.
+pub const KILLED: u32 = 137;
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {

@@ -19,19 +19,17 @@ pub struct Ends {
 
 /// Opens both ends; an error names the path, and anything but a FIFO is refused.
 pub fn open(path: &Path) -> io::Result<Ends> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-    if !std::fs::metadata(path).map_err(named)?.file_type().is_fifo() {
+    if !std::fs::metadata(path).map_err(|e| named(path, e))?.file_type().is_fifo() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is not a FIFO", path.display())));
     }
     // The reader first: a writer without one is refused (ENXIO) in non-blocking mode.
-    let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(named)?;
+    let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(|e| named(path, e))?;
     Ok(Ends { reader: reader.into(), writer: open_writer(path)? })
 }
 
 /// One more write end, of an open file description of its own: the sandbox changes flags on what it gets.
 pub fn open_writer(path: &Path) -> io::Result<OwnedFd> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-    Ok(OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(named)?.into())
+    Ok(OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(|e| named(path, e))?.into())
 }
 
 /// An end as a workload expects it: one that waits. gVisor shows the descriptor's flags to the process inside.
@@ -39,4 +37,8 @@ pub fn blocking(end: OwnedFd) -> io::Result<OwnedFd> {
     let flags = OFlag::from_bits_retain(fcntl(&end, FcntlArg::F_GETFL)?);
     fcntl(&end, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
     Ok(end)
+}
+
+fn named(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }

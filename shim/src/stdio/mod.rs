@@ -26,15 +26,6 @@ pub struct Request {
     pub terminal: bool,
 }
 
-/// Which of a process's output streams.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stream {
-    /// Descriptor 1.
-    Stdout,
-    /// Descriptor 2.
-    Stderr,
-}
-
 /// What the sandbox gets as descriptors 0, 1 and 2.
 pub struct Child {
     /// stdin, stdout, stderr.
