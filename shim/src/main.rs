@@ -4,9 +4,13 @@
 mod args;
 mod backend;
 mod bootstrap;
+mod bundle;
+mod checkpoint;
+mod create;
 mod delete;
 mod error;
 mod events;
+mod exec;
 mod mounts;
 mod paths;
 mod reaper;
@@ -17,6 +21,7 @@ mod stdio;
 #[allow(unsafe_code, reason = "prctl, fd passing and ioctl; each block has its SAFETY line")]
 mod sys;
 mod task;
+mod tasks;
 
 use std::process::ExitCode;
 

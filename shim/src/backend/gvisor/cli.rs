@@ -53,6 +53,24 @@ impl Runsc {
         self.run(command, "runsc start").await
     }
 
+    /// `runsc restore` of a container that was created and not started.
+    pub async fn restore(&self, id: &str, image: &Path) -> Result<(), TaskError> {
+        let mut command = self.command("restore");
+        command.arg("--detach").arg("--image-path").arg(image).arg(id);
+        self.run(command, "runsc restore").await
+    }
+
+    /// `runsc checkpoint`.
+    pub async fn checkpoint(&self, id: &str, image: &Path, leave_running: bool) -> Result<(), TaskError> {
+        let mut command = self.command("checkpoint");
+        command.arg("--image-path").arg(image);
+        if leave_running {
+            command.arg("--leave-running");
+        }
+        command.arg(id);
+        self.run(command, "runsc checkpoint").await
+    }
+
     /// `runsc delete --force`; idempotent.
     pub async fn delete(&self, id: &str) -> Result<(), TaskError> {
         let mut command = self.command("delete");
