@@ -53,6 +53,7 @@ async fn make(pod: &Pod, req: &CreateTaskRequest) -> Result<Process, TaskError> 
     let (theirs, ours) = (PathBuf::from(&req.bundle), pod.sandbox.bundle(&req.id));
     let spec = bundle::read(&theirs, pod.sandbox.root_id())?;
     mounts::mount_all(&req.rootfs, &theirs.join("rootfs")).map_err(|why| TaskError::host("rootfs", why))?;
+    bundle::find_program(&spec)?;
     bundle::write(&spec, &ours)?;
     if !req.checkpoint.is_empty() {
         keep(Path::new(&req.checkpoint), &checkpoint(&ours)).await?;
@@ -62,6 +63,7 @@ async fn make(pod: &Pod, req: &CreateTaskRequest) -> Result<Process, TaskError> 
     let (fds, io) =
         stdio::open(&request, &pod.namespace, &req.id).await.map_err(|e| TaskError::host("opening stdio", e))?;
     let pid = pod.sandbox.create(&req.id, fds).await?;
+    pod.measure(pid);
     Ok(Process { pid, io, ..Process::new(request, theirs) })
 }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::IntoRawFd;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
     let listener = UnixListener::from(sys::inherited_listener().map_err(|_| "start it with the `start` action")?);
     listener.set_nonblocking(true)?;
+    crate::log::to_bundle(call.bundle.as_deref().unwrap_or(Path::new(".")), call.debug);
     sys::become_subreaper()?;
     let group = std::env::var("CRETO_SHIM_GROUP").unwrap_or_else(|_| call.id.clone());
     let socket = std::env::var_os("CRETO_SHIM_SOCKET").map(PathBuf::from);

@@ -9,6 +9,7 @@ use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::ttrpc;
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
 
+use crate::cgroup::Resources;
 use crate::error::TaskError;
 use crate::events::timestamp;
 use crate::task::{Input, Phase};
@@ -87,7 +88,11 @@ impl Task for Service {
 
     async fn pids(&self, _: &TtrpcContext, req: PidsRequest) -> Answer<PidsResponse> {
         let pid = self.0.with(&Key::init(&req.id), |p| p.pid as u32)?;
-        Ok(PidsResponse { processes: vec![ProcessInfo { pid, ..Default::default() }], ..Default::default() })
+        // The host's view, as every client expects: the sandbox and the container's gofer. Pids of the inside would
+        // name strangers here.
+        let pids = [Some(pid), self.0.sandbox.gofer(&req.id)].into_iter().flatten();
+        let processes = pids.map(|pid| ProcessInfo { pid, ..Default::default() }).collect();
+        Ok(PidsResponse { processes, ..Default::default() })
     }
 
     async fn pause(&self, _: &TtrpcContext, req: PauseRequest) -> Answer<Empty> {
@@ -136,12 +141,22 @@ impl Task for Service {
         Ok(Empty::new())
     }
 
-    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> Answer<Empty> {
-        Err(TaskError::Unimplemented("Update is not implemented yet".into()).into())
+    async fn update(&self, _: &TtrpcContext, req: UpdateTaskRequest) -> Answer<Empty> {
+        self.0.with(&Key::init(&req.id), |_| ())?;
+        if !self.0.sandbox.is_root(&req.id) {
+            let why = "one container of a pod has no limits of its own; update the pod's sandbox";
+            return Err(TaskError::Unimplemented(format!("{}: {why}", req.id)).into());
+        }
+        let resources: Resources = serde_json::from_slice(&req.resources.value)
+            .map_err(|e| TaskError::Invalid(format!("resources: {e}; give linux.resources of the OCI spec")))?;
+        self.0.cgroup()?.update(&resources).map_err(|e| TaskError::host("updating limits", e))?;
+        Ok(Empty::new())
     }
 
-    async fn stats(&self, _: &TtrpcContext, _: StatsRequest) -> Answer<StatsResponse> {
-        Err(TaskError::Unimplemented("Stats is not implemented yet".into()).into())
+    async fn stats(&self, _: &TtrpcContext, req: StatsRequest) -> Answer<StatsResponse> {
+        self.0.with(&Key::init(&req.id), |_| ())?;
+        let metrics = self.0.cgroup()?.metrics().map_err(|e| TaskError::host("encoding metrics", e))?;
+        Ok(StatsResponse { stats: MessageField::some(metrics), ..Default::default() })
     }
 
     async fn connect(&self, _: &TtrpcContext, req: ConnectRequest) -> Answer<ConnectResponse> {

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use containerd_shim_protos::events::task as ev;
@@ -11,6 +12,7 @@ use containerd_shim_protos::protobuf::MessageField;
 use tokio::sync::{Notify, watch};
 
 use crate::backend::gvisor::Gvisor;
+use crate::cgroup::Cgroup;
 use crate::error::TaskError;
 use crate::events::{Events, timestamp};
 use crate::exec::ExecProcess;
@@ -92,14 +94,17 @@ pub struct Pod {
     pub creating: tokio::sync::Mutex<()>,
     /// Notified when the last task is gone and containerd asked for the end.
     pub over: Notify,
+    cgroup: OnceLock<Cgroup>,
+    /// Out-of-memory kills that were published.
+    oom_kills: AtomicU64,
     processes: Mutex<HashMap<Key, Process>>,
 }
 
 impl Pod {
     /// A pod without tasks.
     pub fn new(namespace: String, sandbox: Gvisor, events: Events) -> Self {
-        let (creating, over, processes) = Default::default();
-        Self { namespace, sandbox, events, creating, over, processes }
+        let (creating, over, cgroup, oom_kills, processes) = Default::default();
+        Self { namespace, sandbox, events, creating, over, cgroup, oom_kills, processes }
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<Key, Process>> {
@@ -203,8 +208,34 @@ impl Pod {
                 let _ = tokio::time::timeout(EXECS_FIRST, done.wait_for(Option::is_some)).await;
             }
         }
+        self.publish_oom(key);
         if let Err(error) = self.advance(key, "end", Input::Exited(exit)) {
             tracing::debug!(%error, "an exit nobody waits for");
+        }
+    }
+
+    /// The control group that the sandbox was put into.
+    pub fn cgroup(&self) -> Result<&Cgroup, TaskError> {
+        self.cgroup.get().ok_or_else(|| TaskError::host("finding the sandbox's control group", "it is not known"))
+    }
+
+    /// The sandbox has this pid: remembers its control group, which outlives the process until it is deleted.
+    pub fn measure(&self, pid: i32) {
+        match Cgroup::of(pid) {
+            Ok(cgroup) => {
+                self.oom_kills.store(cgroup.oom_kills(), Ordering::Relaxed);
+                let _ = self.cgroup.set(cgroup); // the sandbox's, by its first container
+            }
+            Err(error) => tracing::warn!(%error, "the sandbox's control group is not known: no metrics"),
+        }
+    }
+
+    /// TaskOOM goes before the exit that it explains.
+    fn publish_oom(&self, key: &Key) {
+        let kills = self.cgroup.get().map_or(0, Cgroup::oom_kills);
+        if self.oom_kills.swap(kills, Ordering::Relaxed) < kills {
+            let event = ev::TaskOOM { container_id: key.id.clone(), ..Default::default() };
+            self.events.publish("/tasks/oom", &event);
         }
     }
 

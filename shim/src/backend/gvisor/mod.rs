@@ -120,6 +120,11 @@ impl Gvisor {
         }
     }
 
+    /// The host's processes of a container beside the sandbox itself, which all share.
+    pub fn gofer(&self, id: &str) -> Option<u32> {
+        self.runsc.gofer(&self.root_id, &paths::runsc_id(id))
+    }
+
     /// Freezes or thaws the whole sandbox.
     pub async fn pause(&self, pause: bool) -> Result<(), TaskError> {
         self.control()?.pause(pause).await.map_err(|e| TaskError::host("freezing or thawing the sandbox", e))
