@@ -31,7 +31,7 @@ pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
     let group = std::env::var("CRETO_SHIM_GROUP").unwrap_or_else(|_| call.id.clone());
     let socket = std::env::var_os("CRETO_SHIM_SOCKET").map(PathBuf::from);
     let dir = paths::sandbox(&paths::state_root(), &call.address, &call.namespace, &group);
-    std::fs::create_dir_all(dir.join("runsc"))?;
+    std::fs::create_dir_all(paths::runsc_root(&dir))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(serve(call, listener, &group, dir.clone()));
     if let Some(socket) = socket {

@@ -59,6 +59,12 @@ impl Gvisor {
 
     /// Makes a container, and with the first one the sandbox. Returns the sandbox's pid on the host.
     pub async fn create(&self, id: &str, stdio: [OwnedFd; 3]) -> Result<i32, TaskError> {
+        if !paths::has_room(&self.dir) {
+            let dir = self.dir.display();
+            return Err(TaskError::Invalid(format!(
+                "{dir} is too long for a socket's name: choose a shorter CRETO_ROOT"
+            )));
+        }
         self.runsc.create(&self.bundle(id), &paths::runsc_id(id), stdio).await
     }
 
