@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::probe::Features;
 use crate::error::TaskError;
 use crate::{mounts, paths, reaper};
 
@@ -13,12 +14,13 @@ use crate::{mounts, paths, reaper};
 #[derive(Clone, Debug)]
 pub struct Runsc {
     dir: PathBuf,
+    features: Features,
 }
 
 impl Runsc {
     /// Keeps its state and log under `dir`.
-    pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+    pub fn new(dir: &Path, features: Features) -> Self {
+        Self { dir: dir.to_owned(), features }
     }
 
     fn log(&self) -> PathBuf {
@@ -29,7 +31,7 @@ impl Runsc {
         let mut command = Command::new("runsc");
         // --overlay2=none: writes reach the snapshot, so that commit and diff see them.
         command.arg("--root").arg(paths::runsc_root(&self.dir)).arg("--log").arg(self.log());
-        command.args(["--log-format=json", "--overlay2=none", "--oci-seccomp", "--allow-suid", verb]);
+        command.args(["--log-format=json", "--overlay2=none"]).args(self.features.args()).arg(verb);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }

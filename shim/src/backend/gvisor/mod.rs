@@ -3,6 +3,7 @@
 pub mod capabilities;
 pub mod cli;
 pub mod control;
+pub mod probe;
 pub mod urpc;
 
 use std::os::fd::OwnedFd;
@@ -18,6 +19,7 @@ use crate::{paths, reaper};
 use cli::Runsc;
 use control::Control;
 pub use control::Target;
+use probe::Features;
 use urpc::CallError;
 
 /// One pod's sandbox.
@@ -30,8 +32,8 @@ pub struct Gvisor {
 
 impl Gvisor {
     /// Nothing is made yet; `group` names the container that the sandbox is made for.
-    pub fn new(dir: PathBuf, group: &str) -> Self {
-        Self { runsc: Runsc::new(&dir), root_id: paths::runsc_id(group), dir, control: OnceLock::new() }
+    pub fn new(dir: PathBuf, group: &str, features: Features) -> Self {
+        Self { runsc: Runsc::new(&dir, features), root_id: paths::runsc_id(group), dir, control: OnceLock::new() }
     }
 
     /// Where runsc finds a container's spec.
