@@ -12,6 +12,7 @@ HOSTS = ["ghcr.io", "registry.k8s.io"]
 IMAGES = {
     "containerd/busybox": ["1.36"], "containerd/alpine": ["3.14.0"], "containerd/volume-copy-up": ["2.2"],
     "containerd/volume-ownership": ["2.1"], "pause": ["3.10.2"],
+    "e2e-test-images/busybox": ["1.29-2"],
 }
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -52,9 +53,12 @@ def base(busybox):
         for applet in applets:
             if applet != "busybox":
                 entry(tar, "bin/" + applet, tarfile.SYMTYPE, link="busybox")
+        # Some tests ask for bash and use nothing of it that this shell lacks.
+        entry(tar, "bin/bash", tarfile.REGTYPE, content=b'#!/bin/sh\nexec /bin/sh "$@"\n')
         users = "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\n" \
+                "sys:x:3:3:sys:/dev:/bin/false\n" \
                 "www-data:x:33:33:www-data:/var/www:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n"
-        groups = "root:x:0:\ndaemon:x:1:\nwww-data:x:33:\nwheel:x:10:root\nnobody:x:65534:\n"
+        groups = "root:x:0:\ndaemon:x:1:\nsys:x:3:\nwww-data:x:33:\nwheel:x:10:root\nnobody:x:65534:\n"
         entry(tar, "etc/passwd", tarfile.REGTYPE, 0o644, users.encode())
         entry(tar, "etc/group", tarfile.REGTYPE, 0o644, groups.encode())
 
