@@ -1,4 +1,5 @@
-//! A terminal: the shim makes the pair, the sandbox gets the replica, and bytes are copied between it and the client.
+//! A terminal: the sandbox has the replica, the shim copies bytes between the primary and the client. A container's pair
+//! is made by runsc, which makes it the sandbox's controlling terminal (so that ^C is a signal); an exec's by the shim.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,8 +26,15 @@ impl Console {
     /// Makes the pair and starts copying its output; the second value is what the sandbox gets three times.
     pub fn open(output: Option<Sink>) -> io::Result<(Self, OwnedFd)> {
         let pair = openpty(None, None)?;
-        set_nonblocking(&pair.master, true)?;
-        let primary = Arc::new(sys::watch(pair.master)?);
+        let mut console = Self::over(pair.master, output)?;
+        console.replica = Some(pair.slave.try_clone()?);
+        Ok((console, pair.slave))
+    }
+
+    /// Copies the output of a terminal whose replica somebody else holds.
+    pub fn over(primary: OwnedFd, output: Option<Sink>) -> io::Result<Self> {
+        set_nonblocking(&primary, true)?;
+        let primary = Arc::new(sys::watch(primary)?);
         let ended = Arc::new(Notify::new());
         let output = output.map(|to| {
             let (from, ended) = (primary.clone(), ended.clone());
@@ -36,7 +44,7 @@ impl Console {
                 }
             })
         });
-        Ok((Self { primary, replica: Some(pair.slave.try_clone()?), ended, output }, pair.slave))
+        Ok(Self { primary, replica: None, ended, output })
     }
 
     /// Where the client's input goes.
