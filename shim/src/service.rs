@@ -8,7 +8,9 @@ use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::ttrpc;
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
+use nix::sys::signal::Signal;
 
+use crate::backend::gvisor::Target;
 use crate::cgroup::Resources;
 use crate::error::TaskError;
 use crate::events::timestamp;
@@ -116,10 +118,14 @@ impl Task for Service {
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, req: ResizePtyRequest) -> Answer<Empty> {
-        let resized = self
-            .0
-            .with(&Key { id: req.id, exec: req.exec_id }, |p| p.io.resize(req.width as u16, req.height as u16))?;
+        let key = Key { id: req.id, exec: req.exec_id };
+        let (resized, inner) =
+            self.0.with(&key, |p| (p.io.resize(req.width as u16, req.height as u16), p.inner_pid))?;
         resized.map_err(|e| TaskError::host("resizing the terminal", e))?;
+        if inner != 0 {
+            // As with typed keys, the kernel knows nobody to tell. A process without a terminal is not told either.
+            let _ = self.0.sandbox.signal(&key.id, Target::Foreground(inner), Signal::SIGWINCH as u32).await;
+        }
         Ok(Empty::new())
     }
 

@@ -6,8 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::pty::openpty;
+use nix::sys::signal::Signal;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinHandle;
 
 use super::copy::{Sink, copy, set_nonblocking};
@@ -47,9 +49,13 @@ impl Console {
         Ok(Self { primary, replica: None, ended, output })
     }
 
-    /// Where the client's input goes.
-    pub fn input(&self) -> Sink {
-        Sink::Stream(self.primary.clone())
+    /// Where the client's input goes. With `signals`, keys that mean one are told there: the terminal of an exec is no
+    /// process's controlling terminal on the host, so the kernel has nobody to signal.
+    pub fn input(&self, signals: Option<UnboundedSender<Signal>>) -> Sink {
+        match signals {
+            Some(signals) => Sink::Terminal(self.primary.clone(), signals),
+            None => Sink::Stream(self.primary.clone()),
+        }
     }
 
     /// ResizePty.

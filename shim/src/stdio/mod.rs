@@ -17,7 +17,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::fcntl::OFlag;
+use nix::sys::signal::Signal;
 use nix::unistd::pipe2;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use binary::Logger;
 use console::Console;
@@ -46,6 +48,7 @@ pub struct Io {
     fifos: Vec<fifo::Ends>,
     logger: Option<Logger>,
     console: Option<Console>,
+    typed: Option<UnboundedReceiver<Signal>>,
 }
 
 /// What nobody has read yet; kept until the process is deleted.
@@ -53,8 +56,8 @@ pub struct Io {
 pub struct Unread(#[expect(dead_code, reason = "held, for a FIFO without any end loses its bytes")] Vec<OwnedFd>);
 
 impl Io {
-    fn of(console: Console, request: &Request) -> Self {
-        let stdin = (!request.stdin.is_empty()).then(|| Stdin::new(&request.stdin, console.input()));
+    fn of(console: Console, request: &Request, keys: Option<UnboundedSender<Signal>>) -> Self {
+        let stdin = (!request.stdin.is_empty()).then(|| Stdin::new(&request.stdin, console.input(keys)));
         Self { stdin, console: Some(console), ..Self::default() }
     }
 
@@ -65,6 +68,11 @@ impl Io {
         {
             tracing::warn!(%error, "stdin: the process reads its end");
         }
+    }
+
+    /// The signals that are typed at the terminal of an exec; nobody else would tell its foreground processes.
+    pub fn typed_signals(&mut self) -> Option<UnboundedReceiver<Signal>> {
+        self.typed.take()
     }
 
     /// CloseIO.
@@ -81,7 +89,7 @@ impl Io {
 
     /// The process has ended: the rest of its output goes out, then its readers may see the end.
     pub async fn finish(self) -> Unread {
-        let Self { stdin, fifos, logger, console } = self;
+        let Self { stdin, fifos, logger, console, typed: _ } = self;
         drop(stdin);
         if let Some(console) = console {
             console.finish().await;
@@ -98,7 +106,13 @@ pub async fn open(request: &Request, namespace: &str, id: &str) -> io::Result<([
     if request.terminal {
         let waiting = open_terminal(request, namespace, id).await?;
         let (console, tty) = Console::open(waiting.output)?;
-        let io = Io { logger: waiting.logger, fifos: waiting.fifos, ..Io::of(console, request) };
+        let (keys, typed) = mpsc::unbounded_channel();
+        let io = Io {
+            logger: waiting.logger,
+            fifos: waiting.fifos,
+            typed: Some(typed),
+            ..Io::of(console, request, Some(keys))
+        };
         return Ok(([tty.try_clone()?, tty.try_clone()?, tty], io));
     }
     let mut io = Io::default();
@@ -132,7 +146,7 @@ impl Terminal {
     /// The terminal is here.
     pub fn over(self, primary: OwnedFd, request: &Request) -> io::Result<Io> {
         let Self { output, logger, fifos } = self;
-        Ok(Io { logger, fifos, ..Io::of(Console::over(primary, output)?, request) })
+        Ok(Io { logger, fifos, ..Io::of(Console::over(primary, output)?, request, None) })
     }
 }
 
