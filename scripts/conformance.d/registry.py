@@ -11,7 +11,7 @@ import gzip, hashlib, http.server, io, json, os, ssl, subprocess, sys, tarfile
 HOSTS = ["ghcr.io", "registry.k8s.io"]
 IMAGES = {
     "containerd/busybox": ["1.36"], "containerd/alpine": ["3.14.0"], "containerd/volume-copy-up": ["2.2"],
-    "containerd/volume-ownership": ["2.1"], "pause": ["3.10.2"],
+    "containerd/volume-ownership": ["2.1"], "pause": ["3.10.2", "3.6"],
     "e2e-test-images/busybox": ["1.29-2"],
 }
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -47,7 +47,7 @@ def base(busybox):
         binary = file.read()
 
     def fill(tar):
-        for name in ["bin", "dev", "etc", "home", "proc", "root", "sys", "tmp", "usr", "usr/bin", "usr/sbin", "var"]:
+        for name in ["bin", "dev", "etc", "home", "proc", "root", "run", "sys", "tmp", "usr", "usr/bin", "usr/sbin", "var"]:
             entry(tar, name, tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755)
         entry(tar, "bin/busybox", tarfile.REGTYPE, content=binary)
         for applet in applets:
@@ -71,16 +71,22 @@ def make(busybox):
         entry(tar, "test_dir/test_file", tarfile.REGTYPE, 0o644, b"test_content\n")
 
     first, second = base(busybox), layer(more)
+    foreign = layer(lambda tar: entry(tar, "foreign", tarfile.REGTYPE, content=b"never run\n" * 1000))
     for name, versions in IMAGES.items():
-        layers = [first, second] if "volume" in name else [first]
-        config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [d for _, d in layers]},
-                  "config": {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": ["sh"],
-                             "Labels": {"name": name}}}
-        config = {"mediaType": "application/vnd.oci.image.config.v1+json", **put(json.dumps(config).encode())}
-        manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [d for d, _ in layers]}
-        manifest = {"mediaType": MANIFEST, **put(json.dumps(manifest).encode()),
-                    "platform": {"architecture": "amd64", "os": "linux"}}
-        index = put(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [manifest]}).encode())
+        native = [first, second] if "volume" in name else [first]
+        manifests = []
+        # The second platform is never run; the suite wants to see it left out.
+        for architecture in ["amd64", "arm64"]:
+            layers = native if architecture == "amd64" else [foreign]
+            config = {"architecture": architecture, "os": "linux",
+                      "rootfs": {"type": "layers", "diff_ids": [diff for _, diff in layers]},
+                      "config": {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+                                 "Cmd": ["sh"], "Labels": {"name": name}}}
+            config = {"mediaType": "application/vnd.oci.image.config.v1+json", **put(json.dumps(config).encode())}
+            manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [d for d, _ in layers]}
+            manifests.append({"mediaType": MANIFEST, **put(json.dumps(manifest).encode()),
+                              "platform": {"architecture": architecture, "os": "linux"}})
+        index = put(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}).encode())
         for version in versions:
             tags[name, version] = index["digest"]
 
