@@ -1,0 +1,7 @@
+//! The promises of creto-runtime to its users, each a module, each tested with the real parts: containerd, runsc.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod harness;
+
+mod exit_codes;
