@@ -5,3 +5,6 @@
 mod harness;
 
 mod exit_codes;
+mod pause_resume;
+mod run_exec_attach;
+mod stdio;
