@@ -10,6 +10,9 @@ pub enum TaskError {
     /// No such task, exec or process.
     #[error("{0} not found")]
     NotFound(String),
+    /// The rootfs has no such program.
+    #[error(transparent)]
+    NoProgram(#[from] crate::program::Missing),
     /// The id is taken.
     #[error("{0} already exists")]
     AlreadyExists(String),
@@ -48,7 +51,7 @@ impl TaskError {
     /// The code callers branch on.
     pub fn code(&self) -> Code {
         match self {
-            Self::NotFound(_) => Code::NOT_FOUND,
+            Self::NotFound(_) | Self::NoProgram(_) => Code::NOT_FOUND,
             Self::AlreadyExists(_) => Code::ALREADY_EXISTS,
             Self::WrongPhase { .. } => Code::FAILED_PRECONDITION,
             Self::Invalid(_) => Code::INVALID_ARGUMENT,

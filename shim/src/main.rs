@@ -1,14 +1,22 @@
-//! containerd-shim-creto-v2. `start` and `delete` answer and leave; without an action it serves one pod until it is
-//! empty. `-info` is not written yet: it ends with an error instead of pretending.
+//! containerd-shim-creto-v2. `start`, `delete` and `-info` answer and leave; without an action it serves one pod until it
+//! is empty.
 
 mod args;
 mod backend;
 mod bootstrap;
+mod bundle;
+mod cgroup;
+mod checkpoint;
+mod create;
 mod delete;
 mod error;
 mod events;
+mod exec;
+mod info;
+mod log;
 mod mounts;
 mod paths;
+mod program;
 mod reaper;
 mod serve;
 mod service;
@@ -17,6 +25,7 @@ mod stdio;
 #[allow(unsafe_code, reason = "prctl, fd passing and ioctl; each block has its SAFETY line")]
 mod sys;
 mod task;
+mod tasks;
 
 use std::process::ExitCode;
 
@@ -29,7 +38,7 @@ fn main() -> ExitCode {
         Ok(args::Args::Start(call)) => start::run(&call).map_err(Into::into),
         Ok(args::Args::Serve(call)) => serve::run(&call),
         Ok(args::Args::Delete(call)) => delete::run(&call),
-        Ok(other) => Err(format!("{other:?}: not implemented yet; see README.md, State").into()),
+        Ok(args::Args::Info) => info::run(),
         Err(error) => Err(error.into()),
     };
     match done {

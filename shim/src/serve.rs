@@ -2,24 +2,31 @@
 
 use std::os::fd::IntoRawFd;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::ttrpc::r#async::Server;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Call;
-use crate::backend::gvisor::cli::Runsc;
+use crate::backend::gvisor::Gvisor;
 use crate::events::Events;
-use crate::service::{Pod, Service};
+use crate::service::Service;
+use crate::tasks::Pod;
 use crate::{paths, reaper, sys};
+
+/// How long a killed sandbox may take to be reaped.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Serves until the pod is empty and containerd asks for the end, or on SIGTERM.
 pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
     let listener = UnixListener::from(sys::inherited_listener().map_err(|_| "start it with the `start` action")?);
     listener.set_nonblocking(true)?;
+    crate::log::to_bundle(call.bundle.as_deref().unwrap_or(Path::new(".")), call.debug);
     sys::become_subreaper()?;
     let group = std::env::var("CRETO_SHIM_GROUP").unwrap_or_else(|_| call.id.clone());
     let socket = std::env::var_os("CRETO_SHIM_SOCKET").map(PathBuf::from);
@@ -30,8 +37,10 @@ pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
     if let Some(socket) = socket {
         let _ = std::fs::remove_file(socket);
     }
-    Runsc::new(&dir).forget();
-    done
+    if done? {
+        Gvisor::new(dir, &group).forget();
+    }
+    Ok(())
 }
 
 async fn serve(
@@ -39,10 +48,10 @@ async fn serve(
     listener: UnixListener,
     group: &str,
     dir: PathBuf,
-) -> Result<(), Box<dyn std::error::Error>> {
+) -> Result<bool, Box<dyn std::error::Error>> {
     tokio::spawn(reaper::run());
     let events = Events::new(std::env::var("TTRPC_ADDRESS").ok(), call.namespace.clone());
-    let pod = Arc::new(Pod::new(dir, group, call.namespace.clone(), events.clone()));
+    let pod = Arc::new(Pod::new(call.namespace.clone(), Gvisor::new(dir, group), events.clone()));
     let service = Arc::new(Service(pod.clone()));
     let v3 = create_task(service.clone());
     // v2 and v3 differ in the package's name only.
@@ -53,10 +62,23 @@ async fn serve(
     let mut term = signal(SignalKind::terminate())?;
     tokio::select! {
         () = pod.over.notified() => {}
-        _ = term.recv() => tracing::info!("SIGTERM"),
+        _ = term.recv() => end_all(&pod).await,
     }
     events.flush(Duration::from_secs(2)).await;
     // The reply to Shutdown is on its way still; then nobody has anything to ask.
     let _ = tokio::time::timeout(Duration::from_millis(100), server.shutdown()).await;
-    Ok(())
+    // What SIGTERM left for containerd to ask about is swept by the `delete` action, from disk.
+    Ok(pod.is_empty())
+}
+
+/// SIGTERM: no sandbox may outlive the one who answers for it. Its end is published like any other.
+async fn end_all(pod: &Pod) {
+    tracing::info!("SIGTERM: ending the pod's sandbox");
+    for key in pod.inits() {
+        let Ok((pid, mut done)) = pod.with(&key, |p| (p.pid, p.done.subscribe())) else { continue };
+        if pod.sandbox.is_root(&key.id) && done.borrow().is_none() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL); // already gone: fine
+        }
+        let _ = tokio::time::timeout(LAST_WORDS, done.wait_for(Option::is_some)).await;
+    }
 }

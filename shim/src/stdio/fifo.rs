@@ -7,8 +7,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-
 /// Both ends of one FIFO.
 pub struct Ends {
     /// Non-blocking read end.
@@ -23,20 +21,17 @@ pub fn open(path: &Path) -> io::Result<Ends> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is not a FIFO", path.display())));
     }
     // The reader first: a writer without one is refused (ENXIO) in non-blocking mode.
-    let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(|e| named(path, e))?;
-    Ok(Ends { reader: reader.into(), writer: open_writer(path)? })
+    Ok(Ends { reader: open_reader(path)?, writer: open_writer(path)? })
+}
+
+/// A read end, non-blocking.
+pub fn open_reader(path: &Path) -> io::Result<OwnedFd> {
+    Ok(OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(|e| named(path, e))?.into())
 }
 
 /// One more write end, of an open file description of its own: the sandbox changes flags on what it gets.
 pub fn open_writer(path: &Path) -> io::Result<OwnedFd> {
     Ok(OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(|e| named(path, e))?.into())
-}
-
-/// An end as a workload expects it: one that waits. gVisor shows the descriptor's flags to the process inside.
-pub fn blocking(end: OwnedFd) -> io::Result<OwnedFd> {
-    let flags = OFlag::from_bits_retain(fcntl(&end, FcntlArg::F_GETFL)?);
-    fcntl(&end, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
-    Ok(end)
 }
 
 fn named(path: &Path, error: io::Error) -> io::Error {

@@ -1,17 +1,27 @@
-//! Where a process's bytes go: the stdio kinds of shim v2. FIFOs and files are handed to the sandbox as they are, so
-//! nothing is copied and neither a restart of containerd nor a busy shim can lose a byte; a terminal is copied.
+//! Where a process's bytes go: the stdio kinds of shim v2. Output FIFOs and files are handed to the sandbox as they are,
+//! so nothing is copied and neither a restart of containerd nor a busy shim can lose a byte; a terminal and stdin are
+//! copied.
 
 mod binary;
-pub mod console;
+mod console;
+mod copy;
 mod fifo;
+mod stdin;
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
-pub use binary::Logger;
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
+
+use binary::Logger;
+use console::Console;
+use copy::{Sink, set_nonblocking};
+use stdin::Stdin;
 
 /// The four stdio fields of Create and Exec.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,84 +36,169 @@ pub struct Request {
     pub terminal: bool,
 }
 
-/// What the sandbox gets as descriptors 0, 1 and 2.
-pub struct Child {
-    /// stdin, stdout, stderr.
-    pub fds: [OwnedFd; 3],
-}
-
-/// What the shim holds as long as the process lives.
+/// What the shim holds of a process's stdio as long as the process lives.
 #[derive(Default)]
-pub struct Held {
-    stdin: Option<OwnedFd>,
-    writers: Vec<OwnedFd>,
-    readers: Vec<OwnedFd>,
+pub struct Io {
+    stdin: Option<Stdin>,
+    /// Both ends of every output FIFO: with containerd away there is neither an EPIPE nor a lost buffer.
+    fifos: Vec<fifo::Ends>,
     logger: Option<Logger>,
+    console: Option<Console>,
 }
 
-impl Held {
-    /// CloseIO: after this, stdin ends when the client has closed its end.
-    pub fn close_stdin(&mut self) {
-        self.stdin = None;
+/// What nobody has read yet; kept until the process is deleted.
+#[derive(Default)]
+pub struct Unread(#[expect(dead_code, reason = "held, for a FIFO without any end loses its bytes")] Vec<OwnedFd>);
+
+impl Io {
+    /// The process runs: its input flows.
+    pub fn begin_input(&mut self) {
+        if let Some(stdin) = &mut self.stdin
+            && let Err(error) = stdin.begin()
+        {
+            tracing::warn!(%error, "stdin: the process reads its end");
+        }
     }
 
-    /// The process has ended: readers may see the end of its output. What nobody has read yet is kept until the
-    /// process is deleted.
-    pub fn finish_output(&mut self) {
-        self.stdin = None;
-        self.writers.clear();
-        if let Some(logger) = self.logger.take() {
+    /// CloseIO.
+    pub fn close_stdin(&mut self) {
+        if let Some(stdin) = &mut self.stdin {
+            stdin.close();
+        }
+    }
+
+    /// ResizePty; without a terminal there is nothing to resize.
+    pub fn resize(&self, columns: u16, rows: u16) -> io::Result<()> {
+        self.console.as_ref().map_or(Ok(()), |console| console.resize(columns, rows))
+    }
+
+    /// The process has ended: the rest of its output goes out, then its readers may see the end.
+    pub async fn finish(self) -> Unread {
+        let Self { stdin, fifos, logger, console } = self;
+        drop(stdin);
+        if let Some(console) = console {
+            console.finish().await;
+        }
+        if let Some(logger) = logger {
             logger.finish();
         }
+        Unread(fifos.into_iter().map(|ends| ends.reader).collect())
     }
 }
 
-/// Opens the three streams of a process without a terminal.
-pub async fn open(request: &Request, namespace: &str, id: &str) -> io::Result<(Child, Held)> {
-    let mut held = Held::default();
-    let stdin = match request.stdin.as_str() {
-        "" => null()?,
-        path => {
-            let ends = fifo::open(Path::new(path))?;
-            held.stdin = Some(ends.writer);
-            // Our reader must not stay: bytes would wait for it after the process has ended.
-            fifo::blocking(ends.reader)?
-        }
-    };
+/// Opens the stdio of a process; the descriptors are the sandbox's 0, 1 and 2.
+pub async fn open(request: &Request, namespace: &str, id: &str) -> io::Result<([OwnedFd; 3], Io)> {
+    let mut io = Io::default();
     let (stdout, stderr) = match binary::uri(&request.stdout) {
         Some(uri) => {
             let (logger, stdout, stderr) = Logger::start(&uri, namespace, id).await?;
-            held.logger = Some(logger);
-            (stdout, stderr)
+            io.logger = Some(logger);
+            (Output::Pipe(stdout), Output::Pipe(stderr))
         }
-        None => (output(&request.stdout, &mut held)?, output(&request.stderr, &mut held)?),
+        None => (output(&request.stdout, &mut io)?, output(&request.stderr, &mut io)?),
     };
-    Ok((Child { fds: [stdin, stdout, stderr] }, held))
+    if request.terminal {
+        let (console, tty) = Console::open(stdout.into_sink()?)?;
+        if !request.stdin.is_empty() {
+            io.stdin = Some(Stdin::new(&request.stdin, console.input()));
+        }
+        io.console = Some(console);
+        return Ok(([tty.try_clone()?, tty.try_clone()?, tty], io));
+    }
+    let stdin = match request.stdin.as_str() {
+        "" => null()?,
+        path => {
+            let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+            io.stdin = Some(Stdin::new(path, Sink::stream(writer)?));
+            reader
+        }
+    };
+    Ok(([stdin, stdout.into_fd()?, stderr.into_fd()?], io))
 }
 
-fn output(uri: &str, held: &mut Held) -> io::Result<OwnedFd> {
+/// Where one output stream goes.
+enum Output {
+    Nowhere,
+    Pipe(OwnedFd),
+    File(OwnedFd),
+}
+
+impl Output {
+    /// For the sandbox to write to.
+    fn into_fd(self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Nowhere => null(),
+            Self::Pipe(fd) | Self::File(fd) => Ok(fd),
+        }
+    }
+
+    /// For the shim to write to.
+    fn into_sink(self) -> io::Result<Option<Sink>> {
+        Ok(match self {
+            Self::Nowhere => None,
+            Self::Pipe(fd) => Some(Sink::stream(fd)?),
+            Self::File(fd) => Some(Sink::File(Arc::new(fd))),
+        })
+    }
+}
+
+fn output(uri: &str, io: &mut Io) -> io::Result<Output> {
     if uri.is_empty() {
-        return null();
+        return Ok(Output::Nowhere);
     }
     if let Some(path) = uri.strip_prefix("file://") {
         let path = Path::new(path.split('?').next().unwrap_or(path));
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir)?;
         }
-        return Ok(OpenOptions::new().create(true).append(true).mode(0o600).open(path)?.into());
+        return Ok(Output::File(OpenOptions::new().create(true).append(true).mode(0o600).open(path)?.into()));
     }
     let path = uri.strip_prefix("fifo://").unwrap_or(uri);
     if path.contains("://") {
         let text = format!("stdio {uri:?}: use a FIFO's path, file://PATH or binary://PROGRAM");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
-    let ends = fifo::open(Path::new(path))?;
-    let child = fifo::blocking(fifo::open_writer(Path::new(path))?)?;
-    held.writers.push(ends.writer);
-    held.readers.push(ends.reader);
-    Ok(child)
+    io.fifos.push(fifo::open(Path::new(path))?);
+    let child = fifo::open_writer(Path::new(path))?;
+    set_nonblocking(&child, false)?;
+    Ok(Output::Pipe(child))
 }
 
 fn null() -> io::Result<OwnedFd> {
     Ok(File::options().read(true).write(true).open("/dev/null")?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn input_that_was_closed_before_the_process_ran_still_arrives_and_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stdin");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let request = Request { stdin: path.to_string_lossy().into_owned(), ..Request::default() };
+        let (fds, mut io) = open(&request, "ns", "c1").await.unwrap();
+        let client = std::thread::spawn(move || std::fs::write(path, "last words"));
+        io.close_stdin();
+        io.begin_input();
+        let [stdin, ..] = fds;
+        set_nonblocking(&stdin, true).unwrap();
+        let (from, mut got) = (crate::sys::watch(stdin).unwrap(), Vec::new());
+        let mut buffer = [0; 64];
+        loop {
+            let mut ready = from.readable().await.unwrap();
+            match ready.try_io(|fd| Ok(nix::unistd::read(fd.get_ref().as_fd(), &mut buffer)?)) {
+                Ok(n) => match n.unwrap() {
+                    0 => break,
+                    n => got.extend_from_slice(&buffer[..n]),
+                },
+                Err(_would_block) => continue,
+            }
+        }
+        client.join().unwrap().unwrap();
+        assert_eq!(got, b"last words");
+    }
 }

@@ -1,6 +1,6 @@
 //! `runsc` by its command line: what the control socket cannot do.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -53,6 +53,24 @@ impl Runsc {
         self.run(command, "runsc start").await
     }
 
+    /// `runsc restore` of a container that was created and not started.
+    pub async fn restore(&self, id: &str, image: &Path) -> Result<(), TaskError> {
+        let mut command = self.command("restore");
+        command.arg("--detach").arg("--image-path").arg(image).arg(id);
+        self.run(command, "runsc restore").await
+    }
+
+    /// `runsc checkpoint`.
+    pub async fn checkpoint(&self, id: &str, image: &Path, leave_running: bool) -> Result<(), TaskError> {
+        let mut command = self.command("checkpoint");
+        command.arg("--image-path").arg(image);
+        if leave_running {
+            command.arg("--leave-running");
+        }
+        command.arg(id);
+        self.run(command, "runsc checkpoint").await
+    }
+
     /// `runsc delete --force`; idempotent.
     pub async fn delete(&self, id: &str) -> Result<(), TaskError> {
         let mut command = self.command("delete");
@@ -92,14 +110,21 @@ impl Runsc {
 
     /// Where the sandbox listens; runsc writes it into its state file.
     pub fn control_socket(&self, root_id: &str) -> Result<PathBuf, TaskError> {
-        let path = self.dir.join("runsc").join(format!("{root_id}_sandbox:{root_id}.state"));
-        let text = File::open(&path).map_err(|e| TaskError::host("reading runsc's state", e))?;
-        let state: serde_json::Value =
-            serde_json::from_reader(text).map_err(|e| TaskError::host("reading runsc's state", e))?;
-        find(&state, "controlSocketPath")
-            .and_then(|v| v.as_str())
-            .map(PathBuf::from)
-            .ok_or_else(|| TaskError::host("reading runsc's state", "it names no controlSocketPath"))
+        let state = self.state(root_id, root_id)?;
+        let path = find(&state, "controlSocketPath").and_then(|v| v.as_str()).map(PathBuf::from);
+        path.ok_or_else(|| TaskError::host("reading runsc's state", "it names no controlSocketPath"))
+    }
+
+    /// The host process that opens a container's files; none where runsc runs without.
+    pub fn gofer(&self, root_id: &str, id: &str) -> Option<u32> {
+        let pid = self.state(root_id, id).ok()?.get("goferPid")?.as_u64()?;
+        u32::try_from(pid).ok().filter(|pid| *pid != 0)
+    }
+
+    fn state(&self, root_id: &str, id: &str) -> Result<serde_json::Value, TaskError> {
+        let path = self.dir.join("runsc").join(format!("{id}_sandbox:{root_id}.state"));
+        let text = fs::read(path).map_err(|e| TaskError::host("reading runsc's state", e))?;
+        serde_json::from_slice(&text).map_err(|e| TaskError::host("reading runsc's state", e))
     }
 }
 

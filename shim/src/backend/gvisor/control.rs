@@ -6,32 +6,21 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::urpc::{CallError, PROMPT, call};
+use crate::exec::ExecProcess;
 
 /// One sandbox's control socket.
 #[derive(Clone, Debug)]
 pub struct Control(PathBuf);
 
-/// The part of an OCI process that an exec needs.
-#[derive(Debug, serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ExecProcess {
-    args: Vec<String>,
-    #[serde(default)]
-    env: Vec<String>,
-    cwd: String,
-    #[serde(default)]
-    user: User,
-}
-
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct User {
-    #[serde(default)]
-    uid: u32,
-    #[serde(default)]
-    gid: u32,
-    #[serde(default)]
-    additional_gids: Vec<u32>,
+/// Whom a signal is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The container's init.
+    Init,
+    /// Every process of the container.
+    All,
+    /// One process, by its pid inside the sandbox.
+    Process(i32),
 }
 
 impl Control {
@@ -42,12 +31,18 @@ impl Control {
 
     /// Starts a process in a container; returns its pid inside the sandbox.
     pub async fn exec(&self, cid: &str, p: &ExecProcess, pty: bool, fds: &[OwnedFd; 3]) -> Result<i32, CallError> {
+        let method = "containerManager.ExecuteAsync";
+        let capabilities = p
+            .capabilities
+            .masks()
+            .map_err(|name| CallError::Nonsense { method, why: format!("{name:?} is no capability") })?;
         let arg = json!({
             "filename": "", "argv": p.args, "envv": p.env, "wd": p.cwd, "KUID": p.user.uid, "KGID": p.user.gid,
-            "ExtraKGIDs": p.user.additional_gids, "StdioIsPty": pty, "ContainerID": cid, "GuestFDs": [0, 1, 2],
+            "ExtraKGIDs": p.user.additional_gids, "Capabilities": capabilities,
+            "NoNewPrivileges": p.no_new_privileges, "StdioIsPty": pty, "ContainerID": cid, "GuestFDs": [0, 1, 2],
         });
         let fds = [fds[0].as_fd(), fds[1].as_fd(), fds[2].as_fd()];
-        call(&self.0, "containerManager.ExecuteAsync", arg, &fds, Some(PROMPT)).await
+        call(&self.0, method, arg, &fds, Some(PROMPT)).await
     }
 
     /// Waits for an exec; the result is 128 + signal where a signal ended it.
@@ -61,9 +56,14 @@ impl Control {
         call(&self.0, "containerManager.Wait", cid, &[], None).await.map(exit_status)
     }
 
-    /// Signals a process (0: the container's init), or with `all` every process of the container.
-    pub async fn signal(&self, cid: &str, pid: i32, signal: u32, all: bool) -> Result<(), CallError> {
-        let arg = json!({"CID": cid, "Signo": signal, "PID": pid, "Mode": i32::from(all)});
+    /// Signals one process or all of a container. Modes: gVisor `SignalDeliveryMode`.
+    pub async fn signal(&self, cid: &str, target: Target, signal: u32) -> Result<(), CallError> {
+        let (pid, mode) = match target {
+            Target::Init => (0, 0),
+            Target::All => (0, 1),
+            Target::Process(pid) => (pid, 0),
+        };
+        let arg = json!({"CID": cid, "Signo": signal, "PID": pid, "Mode": mode});
         call::<_, serde_json::Value>(&self.0, "containerManager.Signal", arg, &[], Some(PROMPT)).await.map(drop)
     }
 

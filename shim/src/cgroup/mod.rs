@@ -1,0 +1,118 @@
+//! The sandbox's control group on the host: metrics, out-of-memory kills, limits. By the *host's* version of cgroups, as
+//! clients expect. Source: kernel Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst.
+
+mod resources;
+mod v1;
+mod v2;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{Message, MessageDyn};
+
+pub use resources::Resources;
+
+/// Where the kernel's trees are mounted.
+const MOUNTED: &str = "/sys/fs/cgroup";
+
+/// One process's control group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cgroup {
+    /// One directory for each controller.
+    V1(v1::Dirs),
+    /// One for all.
+    V2(PathBuf),
+}
+
+impl Cgroup {
+    /// Where a living process is.
+    pub fn of(pid: i32) -> io::Result<Self> {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        find(Path::new(MOUNTED), &text).ok_or_else(|| io::Error::other("the process is in no control group"))
+    }
+
+    /// containerd's metrics for the host's version, every part present: clients crash on absent ones.
+    pub fn metrics(&self) -> Result<Any, containerd_shim_protos::protobuf::Error> {
+        match self {
+            Self::V1(dirs) => any(&v1::metrics(dirs)),
+            Self::V2(dir) => any(&v2::metrics(dir)),
+        }
+    }
+
+    /// How often the kernel killed a process in here for want of memory.
+    pub fn oom_kills(&self) -> u64 {
+        match self {
+            Self::V1(dirs) => v1::oom_kills(dirs),
+            Self::V2(dir) => v2::oom_kills(dir),
+        }
+    }
+
+    /// Sets limits; an error names the file.
+    pub fn update(&self, resources: &Resources) -> io::Result<()> {
+        match self {
+            Self::V1(dirs) => v1::update(dirs, resources),
+            Self::V2(dir) => v2::update(dir, resources),
+        }
+    }
+}
+
+fn any<M: Message + MessageDyn>(metrics: &M) -> Result<Any, containerd_shim_protos::protobuf::Error> {
+    let type_url = metrics.descriptor_dyn().full_name().to_owned();
+    Ok(Any { type_url, value: metrics.write_to_bytes()?, ..Default::default() })
+}
+
+/// Reads /proc/PID/cgroup: `0::PATH` is version 2, `N:controllers:PATH` version 1. A hybrid host has both, and its
+/// controllers are version 1's.
+fn find(mounted: &Path, text: &str) -> Option<Cgroup> {
+    let (mut dirs, mut unified) = (v1::Dirs::default(), None);
+    for line in text.lines() {
+        let mut parts = line.splitn(3, ':');
+        let (Some(number), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
+            continue;
+        };
+        let path = path.trim_start_matches('/');
+        match (number, controllers) {
+            ("0", "") => unified = Some(mounted.join(path)),
+            _ => controllers.split(',').for_each(|name| dirs.add(name, mounted.join(controllers).join(path))),
+        }
+    }
+    if dirs.is_empty() { unified.map(Cgroup::V2) } else { Some(Cgroup::V1(dirs)) }
+}
+
+/// A file with one number; `max`, absent and garbage are `None`.
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// A file of `key value` lines.
+fn keyed(path: &Path) -> impl Fn(&str) -> u64 + use<> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    move |key| {
+        let value = text.lines().find_map(|line| line.split_once(' ').filter(|(name, _)| *name == key)?.1.parse().ok());
+        value.unwrap_or(0)
+    }
+}
+
+fn write(path: PathBuf, value: impl std::fmt::Display) -> io::Result<()> {
+    fs::write(&path, value.to_string())
+        .map_err(|error| io::Error::new(error.kind(), format!("writing {value} to {}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_found_on_every_kind_of_host() {
+        let mounted = Path::new("/c");
+        let v2 = find(mounted, "0::/system.slice/x\n");
+        assert_eq!(v2, Some(Cgroup::V2("/c/system.slice/x".into())));
+        let hybrid = find(mounted, "9:name=systemd:/\n4:memory:/default/x\n2:cpu,cpuacct:/y\n0::/\n").unwrap();
+        let Cgroup::V1(dirs) = hybrid else { panic!("a hybrid host's controllers are version 1") };
+        assert_eq!(dirs.get("memory"), Some(Path::new("/c/memory/default/x")));
+        assert_eq!(dirs.get("cpuacct"), Some(Path::new("/c/cpu,cpuacct/y")));
+        assert_eq!(find(mounted, "garbage"), None);
+    }
+}

@@ -1,0 +1,178 @@
+//! From request to first instruction, and back: the RPCs Create, Start and Delete of a container. (The shim's `start`
+//! action is `start.rs`.) A step of Create that fails undoes those before it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use containerd_shim_protos::api::CreateTaskRequest;
+use containerd_shim_protos::events::task as ev;
+use containerd_shim_protos::protobuf::MessageField;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use crate::backend::gvisor::Target;
+use crate::error::TaskError;
+use crate::events::timestamp;
+use crate::task::{Exit, Input, Phase};
+use crate::tasks::{Key, Pod, Process};
+use crate::{bundle, exec, mounts, stdio};
+
+/// The status of a process that could not be started.
+const NOT_STARTED: u32 = 255;
+/// Linux has no signal above it (SIGRTMAX).
+const LAST_SIGNAL: u32 = 64;
+
+/// Create: the sandbox is there and nothing of the workload runs. Returns the task's pid.
+pub async fn create(pod: &Arc<Pod>, req: CreateTaskRequest) -> Result<u32, TaskError> {
+    let _one_at_a_time = pod.creating.lock().await;
+    let key = Key::init(&req.id);
+    if pod.has(&key) {
+        return Err(TaskError::AlreadyExists(key.to_string()));
+    }
+    let process = match make(pod, &req).await {
+        Ok(process) => process,
+        Err(error) => {
+            clean(pod, &req.id, Path::new(&req.bundle)).await;
+            return Err(error);
+        }
+    };
+    let pid = process.pid;
+    pod.insert(key.clone(), process);
+    let event = ev::TaskCreate { container_id: req.id, bundle: req.bundle, pid: pid as u32, ..Default::default() };
+    pod.events.publish("/tasks/create", &event);
+    if pod.sandbox.is_root(&key.id) {
+        heed(pod, key, pid);
+    }
+    Ok(pid as u32)
+}
+
+async fn make(pod: &Pod, req: &CreateTaskRequest) -> Result<Process, TaskError> {
+    let (theirs, ours) = (PathBuf::from(&req.bundle), pod.sandbox.bundle(&req.id));
+    let spec = bundle::read(&theirs, pod.sandbox.root_id())?;
+    mounts::mount_all(&req.rootfs, &theirs.join("rootfs")).map_err(|why| TaskError::host("rootfs", why))?;
+    bundle::find_program(&spec)?;
+    bundle::write(&spec, &ours)?;
+    if !req.checkpoint.is_empty() {
+        keep(Path::new(&req.checkpoint), &checkpoint(&ours)).await?;
+    }
+    let (stdin, stdout, stderr) = (req.stdin.clone(), req.stdout.clone(), req.stderr.clone());
+    let request = stdio::Request { stdin, stdout, stderr, terminal: req.terminal };
+    let (fds, io) =
+        stdio::open(&request, &pod.namespace, &req.id).await.map_err(|e| TaskError::host("opening stdio", e))?;
+    let pid = pod.sandbox.create(&req.id, fds).await?;
+    pod.measure(pid);
+    Ok(Process { pid, io, ..Process::new(request, theirs) })
+}
+
+/// Where a checkpoint waits for Start.
+fn checkpoint(bundle: &Path) -> PathBuf {
+    bundle.join("checkpoint")
+}
+
+/// containerd removes a checkpoint's directory as soon as Create has answered.
+async fn keep(from: &Path, to: &Path) -> Result<(), TaskError> {
+    let (source, target) = (from.to_owned(), to.to_owned());
+    let copied = tokio::task::spawn_blocking(move || -> io::Result<()> {
+        fs::create_dir_all(&target)?;
+        for file in fs::read_dir(&source)? {
+            let file = file?;
+            if file.file_type()?.is_file() {
+                fs::copy(file.path(), target.join(file.file_name()))?;
+            }
+        }
+        Ok(())
+    });
+    let doing = || format!("reading the checkpoint {}", from.display());
+    copied.await.map_err(|e| TaskError::host(doing(), e))?.map_err(|e| TaskError::host(doing(), e))
+}
+
+/// Undoes `make`, and is all there is to do when a task is deleted. Idempotent.
+async fn clean(pod: &Pod, id: &str, bundle: &Path) {
+    pod.sandbox.delete(id).await;
+    mounts::unmount_all(&bundle.join("rootfs"));
+}
+
+/// Start, of a container or an exec. Returns its pid.
+pub async fn start(pod: &Arc<Pod>, key: &Key) -> Result<u32, TaskError> {
+    pod.advance(key, "start", Input::Start)?;
+    let started = if key.is_init() { start_init(pod, key).await } else { exec::start(pod, key).await };
+    if let Err(error) = started {
+        let _ = pod.with(key, |p| std::mem::take(&mut p.io)); // its readers see the end
+        pod.advance(key, "start", Input::StartFailed(Exit { status: NOT_STARTED, at: SystemTime::now() }))?;
+        return Err(error);
+    }
+    pod.advance(key, "start", Input::Started)?;
+    pod.with(key, |p| {
+        p.io.begin_input();
+        p.pid as u32
+    })
+}
+
+async fn start_init(pod: &Arc<Pod>, key: &Key) -> Result<(), TaskError> {
+    let saved = checkpoint(&pod.sandbox.bundle(&key.id));
+    pod.sandbox.start(&key.id, saved.exists().then_some(saved.as_path())).await?;
+    let _ = fs::remove_dir_all(&saved); // most have none
+    if !pod.sandbox.is_root(&key.id) {
+        heed(pod, key.clone(), pod.with(key, |p| p.pid)?);
+    }
+    Ok(())
+}
+
+fn heed(pod: &Arc<Pod>, key: Key, pid: i32) {
+    let (waiting, id) = (pod.clone(), key.id.clone());
+    pod.heed(key, async move { waiting.sandbox.exit(&id, pid).await });
+}
+
+/// Kill. A second one of a process that has ended is NotFound: callers rely on it.
+pub async fn kill(pod: &Pod, key: &Key, signal: u32, all: bool) -> Result<(), TaskError> {
+    if signal == 0 || signal > LAST_SIGNAL {
+        return Err(TaskError::Invalid(format!("signal {signal}: give a number from 1 to {LAST_SIGNAL}")));
+    }
+    let (phase, pid, inner) = pod.with(key, |p| (p.phase, p.pid, p.inner_pid))?;
+    match (phase, inner) {
+        (Phase::Stopped(_), _) => return Err(TaskError::NotFound(format!("process of {key}"))),
+        (Phase::Created, _) if !key.is_init() => {
+            return Err(TaskError::WrongPhase { verb: "kill", what: key.to_string(), phase });
+        }
+        (Phase::Created, _) if pod.sandbox.is_root(&key.id) => {
+            // Nothing of the workload runs yet: the sandbox itself goes, and its exit is heard.
+            let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
+            return Ok(());
+        }
+        _ => {}
+    }
+    let target = match inner {
+        _ if all => Target::All,
+        0 => Target::Init,
+        inner => Target::Process(inner),
+    };
+    pod.sandbox.signal(&key.id, target, signal).await
+}
+
+/// Delete of a container or an exec that has ended, or of an exec that was never started.
+pub async fn delete(pod: &Pod, key: &Key) -> Result<(u32, Exit), TaskError> {
+    let (phase, pid, bundle) = pod.with(key, |p| (p.phase, p.pid as u32, p.bundle.clone()))?;
+    let exit = match phase {
+        Phase::Stopped(exit) => exit,
+        Phase::Created if !key.is_init() => Exit { status: 0, at: SystemTime::now() },
+        phase => return Err(TaskError::WrongPhase { verb: "delete", what: key.to_string(), phase }),
+    };
+    if !key.is_init() {
+        pod.remove(key);
+        return Ok((pid, exit));
+    }
+    clean(pod, &key.id, &bundle).await;
+    pod.remove(key);
+    let event = ev::TaskDelete {
+        container_id: key.id.clone(),
+        pid,
+        exit_status: exit.status,
+        exited_at: MessageField::some(timestamp(exit.at)),
+        ..Default::default()
+    };
+    pod.events.publish("/tasks/delete", &event);
+    Ok((pid, exit))
+}
