@@ -4,7 +4,11 @@
 
 mod harness;
 
+mod events;
 mod exit_codes;
+mod failed_create;
+mod killed_shim;
+mod many_at_once;
 mod pause_resume;
 mod run_exec_attach;
 mod stdio;

@@ -89,6 +89,32 @@ fn an_exec_has_a_terminal_of_its_own() {
 }
 
 #[test]
+fn a_resize_is_signalled_to_the_workload() {
+    let node = Node::start();
+    let script = "trap 'stty size' WINCH; echo listening; while :; do usleep 10000; done";
+    let mut terminal = Terminal::run(&node.ctr_command(&node.run_args("c", &["--rm", "--tty"], &["sh", "-c", script])));
+    terminal.wait_for("listening");
+    terminal.resize(31, 97);
+    terminal.wait_for("31 97");
+    node.ctr(&["task", "kill", "--signal", "SIGKILL", "c"]).ok();
+    assert_eq!(terminal.finish().0.status, 137);
+}
+
+#[test]
+fn interrupt_typed_on_an_exec_s_terminal_reaches_it() {
+    let node = Node::start();
+    node.run_detached("c", &[], &["sleep", "1000"]);
+    let script = "trap 'echo interrupted; exit 8' INT; echo listening; while :; do usleep 10000; done";
+    let exec = ["task", "exec", "--tty", "--exec-id", "e", "c", "sh", "-c", script];
+    let mut terminal = Terminal::run(&node.ctr_command(&exec));
+    terminal.wait_for("listening");
+    terminal.type_in("\x03");
+    let (finished, shown) = terminal.finish();
+    assert_eq!(finished.status, 8, "{shown}");
+    node.remove("c");
+}
+
+#[test]
 fn interrupt_typed_on_a_terminal_reaches_the_workload() {
     let node = Node::start();
     let script = "trap 'echo interrupted; exit 8' INT; echo listening; while :; do usleep 10000; done";
@@ -117,9 +143,10 @@ fn attach_shows_what_a_detached_workload_says_and_ends_with_its_status() {
     let fifos = node.path("fifos");
     let host = format!("type=bind,src={},dst=/host,options=rbind:rw", node.path("bin").display());
     let options = ["--detach", "--fifo-dir", fifos.to_str().unwrap(), "--mount", &host];
-    let script = "until [ -e /host/go ]; do usleep 10000; done; echo attached; exit 4";
+    let script = "echo before; until [ -e /host/go ]; do usleep 10000; done; echo attached; exit 4";
     node.ctr(&node.run_args("c", &options, &["sh", "-c", script])).ok();
     let attach = crate::harness::process::Running::start(node.ctr_command(&["task", "attach", "c"]));
+    attach.wait_for("before"); // what was said while nobody was attached is not lost
     std::fs::write(node.path("bin/go"), "").unwrap();
     attach.wait_for("attached");
     assert_eq!(attach.finish_without_input().status, 4);
