@@ -11,6 +11,7 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 
 use crate::args::Call;
 use crate::backend::gvisor::cli::Runsc;
+use crate::backend::gvisor::probe::Features;
 use crate::task::KILLED;
 use crate::{events, mounts, paths};
 
@@ -20,12 +21,12 @@ pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
     let group = crate::start::group(&bundle.join("config.json"), &call.id).unwrap_or_else(|_| call.id.clone());
     let dir = paths::sandbox(&paths::state_root(), &call.address, &call.namespace, &group);
     if dir.exists() {
-        Runsc::new(&dir).delete_blocking(&paths::runsc_id(&call.id))?;
+        Runsc::new(&dir, Features::default()).delete_blocking(&paths::runsc_id(&call.id))?;
     }
     mounts::unmount_all(&bundle.join("rootfs"));
     let _ = fs::remove_dir_all(paths::bundle(&dir, &call.id));
     if group == call.id {
-        Runsc::new(&dir).forget();
+        Runsc::new(&dir, Features::default()).forget();
         let _ = fs::remove_file(paths::socket(&call.address, &call.namespace, &group, None));
     }
     let exited_at = MessageField::some(events::timestamp(SystemTime::now()));

@@ -16,7 +16,7 @@ pub fn socket(address: &str, namespace: &str, group: &str, socket_dir: Option<&s
 /// Everything of one sandbox that must be found again after a crash, by its first container.
 pub fn sandbox(root: &Path, address: &str, namespace: &str, group: &str) -> PathBuf {
     let digest = hex_digest(&format!("{address}/{namespace}/{group}"));
-    root.join("sandboxes").join(&digest[..24])
+    root.join("sandboxes").join(&digest[..16])
 }
 
 /// The bundle that runsc sees of one of a sandbox's containers.
@@ -27,7 +27,19 @@ pub fn bundle(sandbox: &Path, id: &str) -> PathBuf {
 /// runsc's name for a container. runsc matches ids by prefix, so all have one length; and it puts them into socket
 /// names, so they are short.
 pub fn runsc_id(id: &str) -> String {
-    hex_digest(id)[..16].to_owned()
+    hex_digest(id)[..12].to_owned()
+}
+
+/// runsc's own state of a sandbox.
+pub fn runsc_root(sandbox: &Path) -> PathBuf {
+    sandbox.join("runsc")
+}
+
+/// Whether runsc can listen there. Where it cannot it falls back to a directory that all sandboxes share, in which
+/// equal names meet; so that is refused.
+pub fn has_room(sandbox: &Path) -> bool {
+    const SUN_PATH: usize = 107; // unix(7), less the final NUL
+    runsc_root(sandbox).join(format!("runsc-{}.sock", runsc_id(""))).as_os_str().len() <= SUN_PATH
 }
 
 /// Volatile state: `CRETO_ROOT/run`, else `/run/creto`.
@@ -51,8 +63,8 @@ mod tests {
         let long = "x".repeat(76);
         assert!(socket("/run/containerd/containerd.sock", "default", &long, None).as_os_str().len() <= 106);
         let dir = sandbox(Path::new("/run/creto"), "a", "ns", &long);
-        let control = dir.join("runsc").join(format!("runsc-{}.sock", runsc_id(&long)));
-        assert!(control.as_os_str().len() <= 106, "{control:?}");
+        assert!(has_room(&dir), "{dir:?}");
+        assert!(!has_room(Path::new(&"/x".repeat(40))));
         assert_eq!(runsc_id("a").len(), runsc_id("ab").len());
         assert_ne!(runsc_id("a"), runsc_id("ab"));
     }

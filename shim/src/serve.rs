@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Call;
 use crate::backend::gvisor::Gvisor;
+use crate::backend::gvisor::probe::Features;
 use crate::events::Events;
 use crate::service::Service;
 use crate::tasks::Pod;
@@ -31,27 +32,23 @@ pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
     let group = std::env::var("CRETO_SHIM_GROUP").unwrap_or_else(|_| call.id.clone());
     let socket = std::env::var_os("CRETO_SHIM_SOCKET").map(PathBuf::from);
     let dir = paths::sandbox(&paths::state_root(), &call.address, &call.namespace, &group);
-    std::fs::create_dir_all(dir.join("runsc"))?;
+    std::fs::create_dir_all(paths::runsc_root(&dir))?;
+    let features = Features::probe(&paths::state_root());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let done = runtime.block_on(serve(call, listener, &group, dir.clone()));
+    let done = runtime.block_on(serve(call, listener, Gvisor::new(dir.clone(), &group, features.clone())));
     if let Some(socket) = socket {
         let _ = std::fs::remove_file(socket);
     }
     if done? {
-        Gvisor::new(dir, &group).forget();
+        Gvisor::new(dir, &group, features).forget();
     }
     Ok(())
 }
 
-async fn serve(
-    call: &Call,
-    listener: UnixListener,
-    group: &str,
-    dir: PathBuf,
-) -> Result<bool, Box<dyn std::error::Error>> {
+async fn serve(call: &Call, listener: UnixListener, sandbox: Gvisor) -> Result<bool, Box<dyn std::error::Error>> {
     tokio::spawn(reaper::run());
     let events = Events::new(std::env::var("TTRPC_ADDRESS").ok(), call.namespace.clone());
-    let pod = Arc::new(Pod::new(call.namespace.clone(), Gvisor::new(dir, group), events.clone()));
+    let pod = Arc::new(Pod::new(call.namespace.clone(), sandbox, events.clone()));
     let service = Arc::new(Service(pod.clone()));
     let v3 = create_task(service.clone());
     // v2 and v3 differ in the package's name only.

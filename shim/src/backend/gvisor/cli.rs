@@ -6,19 +6,21 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::probe::Features;
 use crate::error::TaskError;
-use crate::{mounts, reaper};
+use crate::{mounts, paths, reaper};
 
 /// One sandbox's runsc: its own `--root`, for runsc matches ids by prefix within one.
 #[derive(Clone, Debug)]
 pub struct Runsc {
     dir: PathBuf,
+    features: Features,
 }
 
 impl Runsc {
     /// Keeps its state and log under `dir`.
-    pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+    pub fn new(dir: &Path, features: Features) -> Self {
+        Self { dir: dir.to_owned(), features }
     }
 
     fn log(&self) -> PathBuf {
@@ -28,8 +30,8 @@ impl Runsc {
     fn command(&self, verb: &str) -> Command {
         let mut command = Command::new("runsc");
         // --overlay2=none: writes reach the snapshot, so that commit and diff see them.
-        command.arg("--root").arg(self.dir.join("runsc")).arg("--log").arg(self.log());
-        command.args(["--log-format=json", "--overlay2=none", "--oci-seccomp", "--allow-suid", verb]);
+        command.arg("--root").arg(paths::runsc_root(&self.dir)).arg("--log").arg(self.log());
+        command.args(["--log-format=json", "--overlay2=none"]).args(self.features.args()).arg(verb);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
@@ -85,7 +87,7 @@ impl Runsc {
 
     /// Removes the sandbox's directory. runsc keeps an empty network namespace mounted in its root.
     pub fn forget(&self) {
-        mounts::unmount_all(&self.dir.join("runsc").join("null-netns"));
+        mounts::unmount_all(&paths::runsc_root(&self.dir).join("null-netns"));
         if let Err(error) = fs::remove_dir_all(&self.dir) {
             tracing::warn!(dir = %self.dir.display(), %error, "the sandbox's directory stays");
         }
@@ -122,7 +124,7 @@ impl Runsc {
     }
 
     fn state(&self, root_id: &str, id: &str) -> Result<serde_json::Value, TaskError> {
-        let path = self.dir.join("runsc").join(format!("{id}_sandbox:{root_id}.state"));
+        let path = paths::runsc_root(&self.dir).join(format!("{id}_sandbox:{root_id}.state"));
         let text = fs::read(path).map_err(|e| TaskError::host("reading runsc's state", e))?;
         serde_json::from_slice(&text).map_err(|e| TaskError::host("reading runsc's state", e))
     }

@@ -3,6 +3,7 @@
 pub mod capabilities;
 pub mod cli;
 pub mod control;
+pub mod probe;
 pub mod urpc;
 
 use std::os::fd::OwnedFd;
@@ -18,6 +19,7 @@ use crate::{paths, reaper};
 use cli::Runsc;
 use control::Control;
 pub use control::Target;
+use probe::Features;
 use urpc::CallError;
 
 /// One pod's sandbox.
@@ -30,8 +32,8 @@ pub struct Gvisor {
 
 impl Gvisor {
     /// Nothing is made yet; `group` names the container that the sandbox is made for.
-    pub fn new(dir: PathBuf, group: &str) -> Self {
-        Self { runsc: Runsc::new(&dir), root_id: paths::runsc_id(group), dir, control: OnceLock::new() }
+    pub fn new(dir: PathBuf, group: &str, features: Features) -> Self {
+        Self { runsc: Runsc::new(&dir, features), root_id: paths::runsc_id(group), dir, control: OnceLock::new() }
     }
 
     /// Where runsc finds a container's spec.
@@ -59,6 +61,12 @@ impl Gvisor {
 
     /// Makes a container, and with the first one the sandbox. Returns the sandbox's pid on the host.
     pub async fn create(&self, id: &str, stdio: [OwnedFd; 3]) -> Result<i32, TaskError> {
+        if !paths::has_room(&self.dir) {
+            let dir = self.dir.display();
+            return Err(TaskError::Invalid(format!(
+                "{dir} is too long for a socket's name: choose a shorter CRETO_ROOT"
+            )));
+        }
         self.runsc.create(&self.bundle(id), &paths::runsc_id(id), stdio).await
     }
 
