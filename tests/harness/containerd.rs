@@ -180,9 +180,14 @@ path = "{dir}/opt"
         Running::start_as_is(command).finish()
     }
 
+    /// Remembers an id that a test uses without [`Node::run_args`], so that leaks are looked for under it too.
+    pub fn note(&self, id: &str) {
+        self.ids.lock().unwrap().insert(id.to_owned());
+    }
+
     /// The command line of `ctr run` for a container of the test image.
     pub fn run_args<'a>(&'a self, id: &'a str, options: &[&'a str], command: &[&'a str]) -> Vec<&'a str> {
-        self.ids.lock().unwrap().insert(id.to_owned());
+        self.note(id);
         let mut args = vec!["run", "--runtime", RUNTIME, "--snapshotter", self.snapshotter];
         args.extend(options);
         args.extend([images::BUSYBOX, id]);
