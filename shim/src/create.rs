@@ -16,9 +16,10 @@ use nix::unistd::Pid;
 use crate::backend::gvisor::Target;
 use crate::error::TaskError;
 use crate::events::timestamp;
+use crate::stdio::{self, ConsoleSocket};
 use crate::task::{Exit, Input, Phase};
 use crate::tasks::{Key, Pod, Process};
-use crate::{bundle, exec, mounts, stdio};
+use crate::{bundle, exec, mounts};
 
 /// The status of a process that could not be started.
 const NOT_STARTED: u32 = 255;
@@ -60,11 +61,26 @@ async fn make(pod: &Pod, req: &CreateTaskRequest) -> Result<Process, TaskError> 
     }
     let (stdin, stdout, stderr) = (req.stdin.clone(), req.stdout.clone(), req.stderr.clone());
     let request = stdio::Request { stdin, stdout, stderr, terminal: req.terminal };
-    let (fds, io) =
-        stdio::open(&request, &pod.namespace, &req.id).await.map_err(|e| TaskError::host("opening stdio", e))?;
-    let pid = pod.sandbox.create(&req.id, fds).await?;
-    pod.measure(pid);
-    Ok(Process { pid, io, ..Process::new(request, theirs) })
+    let opening = |e| TaskError::host("opening stdio", e);
+    let mut process = Process::new(request.clone(), theirs);
+    if request.terminal {
+        let terminal = stdio::open_terminal(&request, &pod.namespace, &req.id).await.map_err(opening)?;
+        let socket = ConsoleSocket::listen(&ours).map_err(opening)?;
+        process.pid = pod.sandbox.create(&req.id, None, Some(socket.path())).await?;
+        let primary = socket.receive().map_err(opening)?;
+        process.io = terminal.over(primary, &request).map_err(opening)?;
+    } else {
+        let (fds, io) = stdio::open(&request, &pod.namespace, &req.id).await.map_err(opening)?;
+        process.io = io;
+        if pod.sandbox.is_root(&req.id) {
+            process.pid = pod.sandbox.create(&req.id, Some(fds), None).await?;
+        } else {
+            process.pid = pod.sandbox.create(&req.id, None, None).await?;
+            process.waiting = Some(fds);
+        }
+    }
+    pod.measure(process.pid);
+    Ok(process)
 }
 
 /// Where a checkpoint waits for Start.
@@ -113,7 +129,8 @@ pub async fn start(pod: &Arc<Pod>, key: &Key) -> Result<u32, TaskError> {
 
 async fn start_init(pod: &Arc<Pod>, key: &Key) -> Result<(), TaskError> {
     let saved = checkpoint(&pod.sandbox.bundle(&key.id));
-    pod.sandbox.start(&key.id, saved.exists().then_some(saved.as_path())).await?;
+    let stdio = pod.with(key, |p| p.waiting.take())?;
+    pod.sandbox.start(&key.id, saved.exists().then_some(saved.as_path()), stdio).await?;
     let _ = fs::remove_dir_all(&saved); // most have none
     if !pod.sandbox.is_root(&key.id) {
         heed(pod, key.clone(), pod.with(key, |p| p.pid)?);

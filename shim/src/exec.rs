@@ -5,6 +5,7 @@ use std::sync::Arc;
 use containerd_shim_protos::api::ExecProcessRequest;
 use containerd_shim_protos::events::task as ev;
 
+use crate::backend::gvisor::Target;
 use crate::backend::gvisor::capabilities::Capabilities;
 use crate::error::TaskError;
 use crate::stdio;
@@ -94,13 +95,22 @@ pub async fn start(pod: &Arc<Pod>, key: &Key) -> Result<(), TaskError> {
     let pid = pod.with(&Key::init(&key.id), |p| p.pid)?;
     let (request, spec) = pod.with(key, |p| (p.stdio.clone(), p.exec.take()))?;
     let spec = spec.ok_or_else(|| TaskError::NotFound(key.to_string()))?;
-    let (fds, io) =
+    let (fds, mut io) =
         stdio::open(&request, &pod.namespace, &key.id).await.map_err(|e| TaskError::host("opening stdio", e))?;
+    let typed = io.typed_signals();
     pod.with(key, |p| p.io = io)?;
     let inner_pid = pod.sandbox.exec(&key.id, &spec, request.terminal, &fds).await?;
     drop(fds); // our copies would keep its output from ending
     pod.with(key, |p| (p.pid, p.inner_pid) = (pid, inner_pid))?;
     let (pod, key) = (pod.clone(), key.clone());
+    if let Some(mut typed) = typed {
+        let (pod, id) = (pod.clone(), key.id.clone());
+        tokio::spawn(async move {
+            while let Some(signal) = typed.recv().await {
+                let _ = pod.sandbox.signal(&id, Target::Foreground(inner_pid), signal as u32).await; // it may be gone
+            }
+        });
+    }
     pod.clone().heed(key.clone(), async move { pod.sandbox.exec_exit(&key.id, inner_pid).await });
     Ok(())
 }

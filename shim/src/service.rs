@@ -8,7 +8,9 @@ use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::ttrpc;
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
+use nix::sys::signal::Signal;
 
+use crate::backend::gvisor::Target;
 use crate::cgroup::Resources;
 use crate::error::TaskError;
 use crate::events::timestamp;
@@ -116,10 +118,14 @@ impl Task for Service {
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, req: ResizePtyRequest) -> Answer<Empty> {
-        let resized = self
-            .0
-            .with(&Key { id: req.id, exec: req.exec_id }, |p| p.io.resize(req.width as u16, req.height as u16))?;
+        let key = Key { id: req.id, exec: req.exec_id };
+        let (resized, inner) =
+            self.0.with(&key, |p| (p.io.resize(req.width as u16, req.height as u16), p.inner_pid))?;
         resized.map_err(|e| TaskError::host("resizing the terminal", e))?;
+        if inner != 0 {
+            // As with typed keys, the kernel knows nobody to tell. A process without a terminal is not told either.
+            let _ = self.0.sandbox.signal(&key.id, Target::Foreground(inner), Signal::SIGWINCH as u32).await;
+        }
         Ok(Empty::new())
     }
 
@@ -170,5 +176,132 @@ impl Task for Service {
             self.0.over.notify_one();
         }
         Ok(Empty::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use containerd_shim_protos::ttrpc::{Code, MessageHeader};
+
+    use super::*;
+    use crate::backend::gvisor::Gvisor;
+    use crate::backend::gvisor::probe::Features;
+    use crate::events::Events;
+    use crate::stdio;
+    use crate::task::Exit;
+    use crate::tasks::Process;
+
+    /// The phases of a task, and none at all.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Given {
+        Nothing,
+        In(Phase),
+    }
+
+    /// A pod whose sandbox does not exist: a call that gets past the phase's check fails on the host (Unknown).
+    fn pod(given: Given, dir: &std::path::Path) -> Service {
+        let sandbox = Gvisor::new(dir.to_owned(), "c1", Features::default());
+        let pod = Pod::new("ns".into(), sandbox, Events::new(None, "ns".into()));
+        if let Given::In(phase) = given {
+            let mut process = Process::new(stdio::Request::default(), "/bundle".into());
+            process.phase = phase;
+            if let Phase::Stopped(exit) = phase {
+                process.done.send_replace(Some(exit));
+            }
+            pod.insert(Key::init("c1"), process);
+        }
+        Service(Arc::new(pod))
+    }
+
+    async fn code(rpc: &str, given: Given) -> Code {
+        let dir = tempfile::tempdir().unwrap();
+        let service = pod(given, dir.path());
+        let (id, exec_id) = ("c1".to_owned(), String::new());
+        let context = TtrpcContext {
+            mh: MessageHeader::default(),
+            metadata: Default::default(),
+            timeout_nano: 0,
+            connection_data: Default::default(),
+        };
+        let c = &context;
+        let answer = match rpc {
+            "state" => service.state(c, StateRequest { id, ..Default::default() }).await.map(drop),
+            "start" => service.start(c, StartRequest { id, ..Default::default() }).await.map(drop),
+            "delete" => service.delete(c, DeleteRequest { id, ..Default::default() }).await.map(drop),
+            "pids" => service.pids(c, PidsRequest { id, ..Default::default() }).await.map(drop),
+            "pause" => service.pause(c, PauseRequest { id, ..Default::default() }).await.map(drop),
+            "resume" => service.resume(c, ResumeRequest { id, ..Default::default() }).await.map(drop),
+            "checkpoint" => service.checkpoint(c, CheckpointTaskRequest { id, ..Default::default() }).await.map(drop),
+            "kill" => service.kill(c, KillRequest { id, signal: 15, ..Default::default() }).await.map(drop),
+            "kill with signal 0" => service.kill(c, KillRequest { id, ..Default::default() }).await.map(drop),
+            "exec" => service.exec(c, ExecProcessRequest { id, exec_id, ..Default::default() }).await.map(drop),
+            "resize_pty" => service.resize_pty(c, ResizePtyRequest { id, ..Default::default() }).await.map(drop),
+            "close_io" => service.close_io(c, CloseIORequest { id, ..Default::default() }).await.map(drop),
+            "update" => service.update(c, UpdateTaskRequest { id, ..Default::default() }).await.map(drop),
+            "stats" => service.stats(c, StatsRequest { id, ..Default::default() }).await.map(drop),
+            "create" => service.create(c, CreateTaskRequest { id, ..Default::default() }).await.map(drop),
+            "wait" => service.wait(c, WaitRequest { id, ..Default::default() }).await.map(drop),
+            "connect" => service.connect(c, ConnectRequest { id, ..Default::default() }).await.map(drop),
+            "shutdown" => service.shutdown(c, ShutdownRequest { id, ..Default::default() }).await.map(drop),
+            other => panic!("no such RPC: {other}"),
+        };
+        match answer {
+            Ok(()) => Code::OK,
+            Err(ttrpc::Error::RpcStatus(status)) => status.code(),
+            Err(other) => panic!("not a status: {other}"),
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn every_rpc_answers_the_code_of_the_tasks_phase() {
+        const OK: Code = Code::OK;
+        const GONE: Code = Code::NOT_FOUND;
+        const PHASE: Code = Code::FAILED_PRECONDITION;
+        const BAD: Code = Code::INVALID_ARGUMENT;
+        const HOST: Code = Code::UNKNOWN; // past the check, and there is no sandbox
+        let stopped = Phase::Stopped(Exit { status: 7, at: SystemTime::UNIX_EPOCH });
+        let phases = [
+            Given::Nothing,
+            Given::In(Phase::Created),
+            Given::In(Phase::Starting),
+            Given::In(Phase::Running),
+            Given::In(Phase::Paused),
+            Given::In(stopped),
+        ];
+        for (rpc, expected) in [
+            //              nothing, created, starting, running, paused, stopped
+            ("state", [GONE, OK, OK, OK, OK, OK]),
+            ("start", [GONE, HOST, PHASE, PHASE, PHASE, PHASE]),
+            ("delete", [GONE, PHASE, PHASE, PHASE, PHASE, OK]),
+            ("pids", [GONE, OK, OK, OK, OK, OK]),
+            ("pause", [GONE, PHASE, PHASE, HOST, PHASE, PHASE]),
+            ("resume", [GONE, PHASE, PHASE, PHASE, HOST, PHASE]),
+            ("checkpoint", [GONE, PHASE, PHASE, HOST, HOST, PHASE]),
+            ("kill with signal 0", [BAD, BAD, BAD, BAD, BAD, BAD]),
+            ("exec", [GONE, PHASE, PHASE, BAD, PHASE, PHASE]), // it has no exec id
+            ("resize_pty", [GONE, OK, OK, OK, OK, OK]),
+            ("close_io", [GONE, OK, OK, OK, OK, OK]),
+            ("update", [GONE, BAD, BAD, BAD, BAD, BAD]), // it has no resources
+            ("stats", [GONE, HOST, HOST, HOST, HOST, HOST]),
+            ("connect", [OK; 6]),
+            ("shutdown", [OK; 6]),
+        ] {
+            for (given, expected) in phases.into_iter().zip(expected) {
+                assert_eq!(code(rpc, given).await, expected, "{rpc} of {given:?}");
+            }
+        }
+        for (rpc, given, expected) in [
+            ("create", Given::In(stopped), Code::ALREADY_EXISTS),
+            ("create", Given::Nothing, HOST), // it has no bundle
+            ("wait", Given::Nothing, GONE),
+            ("wait", Given::In(stopped), OK),
+            ("kill", Given::Nothing, GONE),
+            ("kill", Given::In(stopped), GONE),
+            ("kill", Given::In(Phase::Running), HOST),
+        ] {
+            assert_eq!(code(rpc, given).await, expected, "{rpc} of {given:?}");
+        }
     }
 }

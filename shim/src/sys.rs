@@ -57,6 +57,12 @@ pub fn pass_fds(command: &mut Command, fds: Vec<OwnedFd>, own_session: bool) {
     unsafe { command.pre_exec(hook) };
 }
 
+/// A descriptor that came with a message.
+pub fn received_fd(fd: RawFd) -> OwnedFd {
+    // SAFETY: SCM_RIGHTS made this descriptor for us; the caller took it out of the message, once.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
 /// Size of a terminal, in characters.
 pub fn set_window_size(terminal: BorrowedFd<'_>, columns: u16, rows: u16) -> io::Result<()> {
     let size = libc::winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -66,6 +67,8 @@ pub struct Process {
     pub io: stdio::Io,
     /// What is left of it after the end.
     pub unread: stdio::Unread,
+    /// Descriptors that wait for Start: runsc takes those of a pod's further containers only then.
+    pub waiting: Option<[OwnedFd; 3]>,
     /// What an exec that is not started yet will run.
     pub exec: Option<ExecProcess>,
     /// containerd's bundle.
@@ -77,8 +80,8 @@ pub struct Process {
 impl Process {
     /// A process that was made and not started.
     pub fn new(stdio: stdio::Request, bundle: PathBuf) -> Self {
-        let (io, unread, exec, done) = Default::default();
-        Self { phase: Phase::Created, pid: 0, inner_pid: 0, stdio, io, unread, exec, bundle, done }
+        let (io, unread, waiting, exec, done) = Default::default();
+        Self { phase: Phase::Created, pid: 0, inner_pid: 0, stdio, io, unread, waiting, exec, bundle, done }
     }
 }
 

@@ -1,12 +1,15 @@
-//! A terminal: the shim makes the pair, the sandbox gets the replica, and bytes are copied between it and the client.
+//! A terminal: the sandbox has the replica, the shim copies bytes between the primary and the client. A container's pair
+//! is made by runsc, which makes it the sandbox's controlling terminal (so that ^C is a signal); an exec's by the shim.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::pty::openpty;
+use nix::sys::signal::Signal;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinHandle;
 
 use super::copy::{Sink, copy, set_nonblocking};
@@ -25,8 +28,15 @@ impl Console {
     /// Makes the pair and starts copying its output; the second value is what the sandbox gets three times.
     pub fn open(output: Option<Sink>) -> io::Result<(Self, OwnedFd)> {
         let pair = openpty(None, None)?;
-        set_nonblocking(&pair.master, true)?;
-        let primary = Arc::new(sys::watch(pair.master)?);
+        let mut console = Self::over(pair.master, output)?;
+        console.replica = Some(pair.slave.try_clone()?);
+        Ok((console, pair.slave))
+    }
+
+    /// Copies the output of a terminal whose replica somebody else holds.
+    pub fn over(primary: OwnedFd, output: Option<Sink>) -> io::Result<Self> {
+        set_nonblocking(&primary, true)?;
+        let primary = Arc::new(sys::watch(primary)?);
         let ended = Arc::new(Notify::new());
         let output = output.map(|to| {
             let (from, ended) = (primary.clone(), ended.clone());
@@ -36,12 +46,16 @@ impl Console {
                 }
             })
         });
-        Ok((Self { primary, replica: Some(pair.slave.try_clone()?), ended, output }, pair.slave))
+        Ok(Self { primary, replica: None, ended, output })
     }
 
-    /// Where the client's input goes.
-    pub fn input(&self) -> Sink {
-        Sink::Stream(self.primary.clone())
+    /// Where the client's input goes. With `signals`, keys that mean one are told there: the terminal of an exec is no
+    /// process's controlling terminal on the host, so the kernel has nobody to signal.
+    pub fn input(&self, signals: Option<UnboundedSender<Signal>>) -> Sink {
+        match signals {
+            Some(signals) => Sink::Terminal(self.primary.clone(), signals),
+            None => Sink::Stream(self.primary.clone()),
+        }
     }
 
     /// ResizePty.

@@ -5,9 +5,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::Signal;
+use nix::sys::termios::{LocalFlags, SpecialCharacterIndices, tcgetattr};
 use nix::unistd;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::sys;
 
@@ -16,6 +19,8 @@ use crate::sys;
 pub enum Sink {
     /// A FIFO, pipe or terminal.
     Stream(Arc<AsyncFd<OwnedFd>>),
+    /// A terminal that is nobody's controlling terminal on the host: what a key would signal is said here instead.
+    Terminal(Arc<AsyncFd<OwnedFd>>, UnboundedSender<Signal>),
     /// A regular file, which is always ready and cannot be polled.
     File(Arc<OwnedFd>),
 }
@@ -28,10 +33,15 @@ impl Sink {
     }
 
     async fn write_all(&self, mut rest: &[u8]) -> io::Result<()> {
+        if let Self::Terminal(primary, signals) = self {
+            for signal in typed_signals(primary.get_ref(), rest) {
+                let _ = signals.send(signal); // nobody listens any more: the process has ended
+            }
+        }
         while !rest.is_empty() {
             let written = match self {
                 Self::File(file) => unistd::write(file.as_fd(), rest)?,
-                Self::Stream(stream) => {
+                Self::Stream(stream) | Self::Terminal(stream, _) => {
                     let mut guard = stream.writable().await?;
                     match guard.try_io(|fd| Ok(unistd::write(fd.get_ref().as_fd(), rest)?)) {
                         Ok(written) => written?,
@@ -43,6 +53,22 @@ impl Sink {
         }
         Ok(())
     }
+}
+
+/// The signals of typed bytes, if the terminal is in a mode in which keys are signals (termios(3), ISIG).
+fn typed_signals(terminal: &OwnedFd, typed: &[u8]) -> Vec<Signal> {
+    let Ok(mode) = tcgetattr(terminal) else { return Vec::new() };
+    if !mode.local_flags.contains(LocalFlags::ISIG) {
+        return Vec::new();
+    }
+    let key = |at: SpecialCharacterIndices| mode.control_chars[at as usize];
+    let keys = [
+        (key(SpecialCharacterIndices::VINTR), Signal::SIGINT),
+        (key(SpecialCharacterIndices::VQUIT), Signal::SIGQUIT),
+        (key(SpecialCharacterIndices::VSUSP), Signal::SIGTSTP),
+    ];
+    let signal = |byte: &u8| keys.iter().find(|(key, _)| key == byte && *key != 0).map(|(_, signal)| *signal);
+    typed.iter().filter_map(signal).collect()
 }
 
 /// Whether reads and writes of this descriptor wait. gVisor shows the flag to the process inside, so what a workload
@@ -86,5 +112,20 @@ pub async fn copy(from: &AsyncFd<OwnedFd>, to: &Sink, ended: Option<&Notify>) ->
             }
         };
         to.write_all(&buffer[..n]).await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_signals_only_where_the_terminal_says_so() {
+        let pair = nix::pty::openpty(None, None).unwrap();
+        assert_eq!(typed_signals(&pair.master, b"a\x03b\x1c"), [Signal::SIGINT, Signal::SIGQUIT]);
+        let mut raw = tcgetattr(&pair.slave).unwrap();
+        raw.local_flags.remove(LocalFlags::ISIG);
+        nix::sys::termios::tcsetattr(&pair.slave, nix::sys::termios::SetArg::TCSANOW, &raw).unwrap();
+        assert_eq!(typed_signals(&pair.master, b"a\x03"), []);
     }
 }

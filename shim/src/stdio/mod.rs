@@ -4,6 +4,7 @@
 
 mod binary;
 mod console;
+mod console_socket;
 mod copy;
 mod fifo;
 mod stdin;
@@ -16,10 +17,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::fcntl::OFlag;
+use nix::sys::signal::Signal;
 use nix::unistd::pipe2;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use binary::Logger;
 use console::Console;
+pub use console_socket::ConsoleSocket;
 use copy::{Sink, set_nonblocking};
 use stdin::Stdin;
 
@@ -44,6 +48,7 @@ pub struct Io {
     fifos: Vec<fifo::Ends>,
     logger: Option<Logger>,
     console: Option<Console>,
+    typed: Option<UnboundedReceiver<Signal>>,
 }
 
 /// What nobody has read yet; kept until the process is deleted.
@@ -51,6 +56,11 @@ pub struct Io {
 pub struct Unread(#[expect(dead_code, reason = "held, for a FIFO without any end loses its bytes")] Vec<OwnedFd>);
 
 impl Io {
+    fn of(console: Console, request: &Request, keys: Option<UnboundedSender<Signal>>) -> Self {
+        let stdin = (!request.stdin.is_empty()).then(|| Stdin::new(&request.stdin, console.input(keys)));
+        Self { stdin, console: Some(console), ..Self::default() }
+    }
+
     /// The process runs: its input flows.
     pub fn begin_input(&mut self) {
         if let Some(stdin) = &mut self.stdin
@@ -58,6 +68,11 @@ impl Io {
         {
             tracing::warn!(%error, "stdin: the process reads its end");
         }
+    }
+
+    /// The signals that are typed at the terminal of an exec; nobody else would tell its foreground processes.
+    pub fn typed_signals(&mut self) -> Option<UnboundedReceiver<Signal>> {
+        self.typed.take()
     }
 
     /// CloseIO.
@@ -74,7 +89,7 @@ impl Io {
 
     /// The process has ended: the rest of its output goes out, then its readers may see the end.
     pub async fn finish(self) -> Unread {
-        let Self { stdin, fifos, logger, console } = self;
+        let Self { stdin, fifos, logger, console, typed: _ } = self;
         drop(stdin);
         if let Some(console) = console {
             console.finish().await;
@@ -88,6 +103,18 @@ impl Io {
 
 /// Opens the stdio of a process; the descriptors are the sandbox's 0, 1 and 2.
 pub async fn open(request: &Request, namespace: &str, id: &str) -> io::Result<([OwnedFd; 3], Io)> {
+    if request.terminal {
+        let waiting = open_terminal(request, namespace, id).await?;
+        let (console, tty) = Console::open(waiting.output)?;
+        let (keys, typed) = mpsc::unbounded_channel();
+        let io = Io {
+            logger: waiting.logger,
+            fifos: waiting.fifos,
+            typed: Some(typed),
+            ..Io::of(console, request, Some(keys))
+        };
+        return Ok(([tty.try_clone()?, tty.try_clone()?, tty], io));
+    }
     let mut io = Io::default();
     let (stdout, stderr) = match binary::uri(&request.stdout) {
         Some(uri) => {
@@ -95,16 +122,8 @@ pub async fn open(request: &Request, namespace: &str, id: &str) -> io::Result<([
             io.logger = Some(logger);
             (Output::Pipe(stdout), Output::Pipe(stderr))
         }
-        None => (output(&request.stdout, &mut io)?, output(&request.stderr, &mut io)?),
+        None => (output(&request.stdout, &mut io.fifos)?, output(&request.stderr, &mut io.fifos)?),
     };
-    if request.terminal {
-        let (console, tty) = Console::open(stdout.into_sink()?)?;
-        if !request.stdin.is_empty() {
-            io.stdin = Some(Stdin::new(&request.stdin, console.input()));
-        }
-        io.console = Some(console);
-        return Ok(([tty.try_clone()?, tty.try_clone()?, tty], io));
-    }
     let stdin = match request.stdin.as_str() {
         "" => null()?,
         path => {
@@ -114,6 +133,34 @@ pub async fn open(request: &Request, namespace: &str, id: &str) -> io::Result<([
         }
     };
     Ok(([stdin, stdout.into_fd()?, stderr.into_fd()?], io))
+}
+
+/// The client's side of a terminal that is still to come.
+pub struct Terminal {
+    output: Option<Sink>,
+    logger: Option<Logger>,
+    fifos: Vec<fifo::Ends>,
+}
+
+impl Terminal {
+    /// The terminal is here.
+    pub fn over(self, primary: OwnedFd, request: &Request) -> io::Result<Io> {
+        let Self { output, logger, fifos } = self;
+        Ok(Io { logger, fifos, ..Io::of(Console::over(primary, output)?, request, None) })
+    }
+}
+
+/// Opens the client's side of a terminal. Its stderr, which some clients name, is never opened: there is one stream.
+pub async fn open_terminal(request: &Request, namespace: &str, id: &str) -> io::Result<Terminal> {
+    let mut fifos = Vec::new();
+    let (output, logger) = match binary::uri(&request.stdout) {
+        Some(uri) => {
+            let (logger, stdout, _) = Logger::start(&uri, namespace, id).await?;
+            (Output::Pipe(stdout), Some(logger))
+        }
+        None => (output(&request.stdout, &mut fifos)?, None),
+    };
+    Ok(Terminal { output: output.into_sink()?, logger, fifos })
 }
 
 /// Where one output stream goes.
@@ -142,7 +189,7 @@ impl Output {
     }
 }
 
-fn output(uri: &str, io: &mut Io) -> io::Result<Output> {
+fn output(uri: &str, fifos: &mut Vec<fifo::Ends>) -> io::Result<Output> {
     if uri.is_empty() {
         return Ok(Output::Nowhere);
     }
@@ -158,7 +205,7 @@ fn output(uri: &str, io: &mut Io) -> io::Result<Output> {
         let text = format!("stdio {uri:?}: use a FIFO's path, file://PATH or binary://PROGRAM");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
-    io.fifos.push(fifo::open(Path::new(path))?);
+    fifos.push(fifo::open(Path::new(path))?);
     let child = fifo::open_writer(Path::new(path))?;
     set_nonblocking(&child, false)?;
     Ok(Output::Pipe(child))

@@ -10,6 +10,15 @@ use super::probe::Features;
 use crate::error::TaskError;
 use crate::{mounts, paths, reaper};
 
+/// What runsc sets up inside the sandbox when it starts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// The interfaces of the network namespace.
+    Sandbox,
+    /// Loopback alone.
+    Loopback,
+}
+
 /// One sandbox's runsc: its own `--root`, for runsc matches ids by prefix within one.
 #[derive(Clone, Debug)]
 pub struct Runsc {
@@ -28,7 +37,14 @@ impl Runsc {
     }
 
     fn command(&self, verb: &str) -> Command {
+        self.networked(verb, Network::Sandbox)
+    }
+
+    fn networked(&self, verb: &str, network: Network) -> Command {
         let mut command = Command::new("runsc");
+        if network == Network::Loopback {
+            command.arg("--network=none");
+        }
         // --overlay2=none: writes reach the snapshot, so that commit and diff see them.
         command.arg("--root").arg(paths::runsc_root(&self.dir)).arg("--log").arg(self.log());
         command.args(["--log-format=json", "--overlay2=none"]).args(self.features.args()).arg(verb);
@@ -37,27 +53,37 @@ impl Runsc {
     }
 
     /// `runsc create`; the sandbox keeps `stdio`. Returns the host pid.
-    pub async fn create(&self, bundle: &Path, id: &str, stdio: [OwnedFd; 3]) -> Result<i32, TaskError> {
+    pub async fn create(
+        &self,
+        bundle: &Path,
+        id: &str,
+        stdio: Option<[OwnedFd; 3]>,
+        console_socket: Option<&Path>,
+    ) -> Result<i32, TaskError> {
         let pid_file = bundle.join("pid");
         let mut command = self.command("create");
-        command.arg("--bundle").arg(bundle).arg("--pid-file").arg(&pid_file).arg(id);
-        let [stdin, stdout, stderr] = stdio;
-        command.stdin(stdin).stdout(stdout).stderr(stderr);
+        command.arg("--bundle").arg(bundle).arg("--pid-file").arg(&pid_file);
+        if let Some(socket) = console_socket {
+            command.arg("--console-socket").arg(socket);
+        }
+        command.arg(id);
+        give(&mut command, stdio);
         self.run(command, "runsc create").await?;
         let text = fs::read_to_string(&pid_file).map_err(|e| TaskError::host("reading runsc's pid file", e))?;
         text.trim().parse().map_err(|e| TaskError::host("reading runsc's pid file", e))
     }
 
     /// `runsc start`.
-    pub async fn start(&self, id: &str) -> Result<(), TaskError> {
-        let mut command = self.command("start");
+    pub async fn start(&self, id: &str, network: Network, stdio: Option<[OwnedFd; 3]>) -> Result<(), TaskError> {
+        let mut command = self.networked("start", network);
         command.arg(id);
+        give(&mut command, stdio);
         self.run(command, "runsc start").await
     }
 
     /// `runsc restore` of a container that was created and not started.
-    pub async fn restore(&self, id: &str, image: &Path) -> Result<(), TaskError> {
-        let mut command = self.command("restore");
+    pub async fn restore(&self, id: &str, network: Network, image: &Path) -> Result<(), TaskError> {
+        let mut command = self.networked("restore", network);
         command.arg("--detach").arg("--image-path").arg(image).arg(id);
         self.run(command, "runsc restore").await
     }
@@ -127,6 +153,12 @@ impl Runsc {
         let path = paths::runsc_root(&self.dir).join(format!("{id}_sandbox:{root_id}.state"));
         let text = fs::read(path).map_err(|e| TaskError::host("reading runsc's state", e))?;
         serde_json::from_slice(&text).map_err(|e| TaskError::host("reading runsc's state", e))
+    }
+}
+
+fn give(command: &mut Command, stdio: Option<[OwnedFd; 3]>) {
+    if let Some([stdin, stdout, stderr]) = stdio {
+        command.stdin(stdin).stdout(stdout).stderr(stderr);
     }
 }
 

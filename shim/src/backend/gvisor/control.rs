@@ -21,6 +21,8 @@ pub enum Target {
     All,
     /// One process, by its pid inside the sandbox.
     Process(i32),
+    /// Those that the terminal of this process is with.
+    Foreground(i32),
 }
 
 impl Control {
@@ -62,6 +64,7 @@ impl Control {
             Target::Init => (0, 0),
             Target::All => (0, 1),
             Target::Process(pid) => (pid, 0),
+            Target::Foreground(pid) => (pid, 2),
         };
         let arg = json!({"CID": cid, "Signo": signal, "PID": pid, "Mode": mode});
         call::<_, serde_json::Value>(&self.0, "containerManager.Signal", arg, &[], Some(PROMPT)).await.map(drop)

@@ -16,7 +16,7 @@ use crate::exec::ExecProcess;
 use crate::task::{Exit, KILLED};
 use crate::{paths, reaper};
 
-use cli::Runsc;
+use cli::{Network, Runsc};
 use control::Control;
 pub use control::Target;
 use probe::Features;
@@ -28,12 +28,19 @@ pub struct Gvisor {
     root_id: String,
     runsc: Runsc,
     control: OnceLock<Control>,
+    pid: OnceLock<i32>,
 }
 
 impl Gvisor {
     /// Nothing is made yet; `group` names the container that the sandbox is made for.
     pub fn new(dir: PathBuf, group: &str, features: Features) -> Self {
-        Self { runsc: Runsc::new(&dir, features), root_id: paths::runsc_id(group), dir, control: OnceLock::new() }
+        Self {
+            runsc: Runsc::new(&dir, features),
+            root_id: paths::runsc_id(group),
+            dir,
+            control: OnceLock::new(),
+            pid: OnceLock::new(),
+        }
     }
 
     /// Where runsc finds a container's spec.
@@ -59,24 +66,47 @@ impl Gvisor {
         Ok(self.control.get_or_init(|| Control::new(&socket)))
     }
 
-    /// Makes a container, and with the first one the sandbox. Returns the sandbox's pid on the host.
-    pub async fn create(&self, id: &str, stdio: [OwnedFd; 3]) -> Result<i32, TaskError> {
+    /// Makes a container, and with the first one the sandbox. Its init gets these descriptors, or a terminal whose
+    /// primary is sent to the console socket. Returns the sandbox's pid on the host.
+    pub async fn create(
+        &self,
+        id: &str,
+        stdio: Option<[OwnedFd; 3]>,
+        console_socket: Option<&Path>,
+    ) -> Result<i32, TaskError> {
         if !paths::has_room(&self.dir) {
             let dir = self.dir.display();
             return Err(TaskError::Invalid(format!(
                 "{dir} is too long for a socket's name: choose a shorter CRETO_ROOT"
             )));
         }
-        self.runsc.create(&self.bundle(id), &paths::runsc_id(id), stdio).await
+        let pid = self.runsc.create(&self.bundle(id), &paths::runsc_id(id), stdio, console_socket).await?;
+        Ok(*self.pid.get_or_init(|| pid))
     }
 
-    /// Runs the container's init, from a checkpoint where one is named.
-    pub async fn start(&self, id: &str, checkpoint: Option<&Path>) -> Result<(), TaskError> {
+    /// Runs the container's init, from a checkpoint where one is named. A further container of a pod takes its
+    /// descriptors only here.
+    pub async fn start(
+        &self,
+        id: &str,
+        checkpoint: Option<&Path>,
+        stdio: Option<[OwnedFd; 3]>,
+    ) -> Result<(), TaskError> {
+        let network = if self.has_interface() { Network::Sandbox } else { Network::Loopback };
         let id = paths::runsc_id(id);
         match checkpoint {
-            None => self.runsc.start(&id).await,
-            Some(image) => self.runsc.restore(&id, image).await,
+            None => self.runsc.start(&id, network, stdio).await,
+            Some(image) => self.runsc.restore(&id, network, image).await,
         }
+    }
+
+    /// Whether the sandbox's network namespace has more than a loopback. Where it has not, there is nothing to copy,
+    /// and runsc would copy not even a loopback that nobody brought up.
+    fn has_interface(&self) -> bool {
+        let Some(pid) = self.pid.get() else { return true };
+        let interfaces = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();
+        // Two lines of headings, then `name: counters`.
+        interfaces.lines().skip(2).filter_map(|line| line.split(':').next()).any(|name| name.trim() != "lo")
     }
 
     /// Saves the sandbox's state into a directory; without `leave_running` the sandbox ends.
