@@ -28,6 +28,7 @@ impl Nerdctl {
         let mut spec: Value = serde_json::from_str(&node.ctr(&["oci", "spec"]).ok()).unwrap();
         spec["root"] = json!({"path": root, "readonly": false});
         spec["process"]["args"] = json!(["sh", "-c", script]);
+        spec["process"]["env"] = json!(["PATH=/bin"]);
         spec["process"]["terminal"] = json!(false);
         spec["linux"]["cgroupsPath"] = json!(format!("/{}/c", node.namespace())); // --cgroup-manager cgroupfs
         spec["annotations"] = json!({"nerdctl/namespace": node.namespace(), "nerdctl/platform": "linux/amd64"});
