@@ -1,0 +1,340 @@
+//! A node of the test's own: a private containerd with the shim under test and a runsc in its PATH, in a directory
+//! that vanishes with it. Dropping it checks that nothing was left behind (`leaks`).
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::process::{Finished, Running};
+use super::{Containerd, Runsc, images, leaks, parts, poll};
+
+/// The runtime's name, as users write it.
+pub const RUNTIME: &str = "io.containerd.creto.v2";
+
+/// What a node is made of; the default is the newest of everything.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// Which containerd.
+    pub containerd: Containerd,
+    /// Which runsc.
+    pub runsc: Runsc,
+    /// Stands in for runsc: `Some` script, or an empty one for no runsc at all.
+    pub instead_of_runsc: Option<&'static str>,
+    /// A tmpfs of so many KiB under containerd's state, where the bundles are.
+    pub bundles_kib: Option<u32>,
+}
+
+/// A private containerd and what it runs.
+pub struct Node {
+    setup: Setup,
+    dir: tempfile::TempDir,
+    namespace: String,
+    snapshotter: &'static str,
+    daemon: Mutex<Option<Child>>,
+    ids: Mutex<BTreeSet<String>>,
+}
+
+impl Node {
+    /// The newest containerd over the newest runsc, with the test image.
+    pub fn start() -> Self {
+        Self::with(Setup::default())
+    }
+
+    /// A node made of `setup`, with the test image.
+    pub fn with(setup: Setup) -> Self {
+        static NODES: AtomicU32 = AtomicU32::new(0);
+        assert!(nix::unistd::geteuid().is_root(), "containerd and runsc need root: run the tests as root");
+        // Short, for runsc puts sockets into it; 755, for runsc's gofer walks through it as nobody.
+        let dir = tempfile::Builder::new().prefix("cr-").tempdir_in("/tmp").unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        for sub in ["bin", "creto", "fifos", "state", "lower", "upper", "work", "merged"] {
+            fs::create_dir(dir.path().join(sub)).unwrap();
+        }
+        if let Some(kib) = setup.bundles_kib {
+            let size = format!("size={kib}k");
+            mount(Some("tmpfs"), &dir.path().join("state"), Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
+        }
+        let namespace = format!("t{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
+        let snapshotter = snapshotter(dir.path());
+        let (daemon, ids) = Default::default();
+        let node = Self { setup, dir, namespace, snapshotter, daemon, ids };
+        node.put_runsc();
+        node.start_containerd();
+        let archive = node.path("image.tar");
+        fs::write(&archive, images::archive()).unwrap();
+        let archive = archive.to_str().unwrap();
+        node.ctr(&["image", "import", "--snapshotter", node.snapshotter, archive]).ok();
+        node
+    }
+
+    fn put_runsc(&self) {
+        let place = self.path("bin/runsc");
+        match self.setup.instead_of_runsc {
+            None => std::os::unix::fs::symlink(self.setup.runsc.bin().join("runsc"), place).unwrap(),
+            Some("") => {}
+            Some(script) => {
+                fs::write(&place, script).unwrap();
+                fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).unwrap();
+            }
+        }
+    }
+
+    /// Starts containerd and waits until it answers.
+    pub fn start_containerd(&self) {
+        let config = self.path("containerd.toml");
+        fs::write(&config, self.config()).unwrap();
+        // `mount` and friends come from the system; a runsc of the system's does not.
+        let own = [self.path("bin"), parts::shim_dir().to_owned(), self.setup.containerd.bin()];
+        let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
+        let path: OsString = std::env::join_paths(own.into_iter().chain(system)).unwrap();
+        let log = File::options().create(true).append(true).open(self.path("containerd.log")).unwrap();
+        let mut command = Command::new(self.setup.containerd.bin().join("containerd"));
+        command.arg("--config").arg(&config).env("PATH", path).env("CRETO_ROOT", self.path("creto"));
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        *self.daemon.lock().unwrap() = Some(command.spawn().unwrap());
+        let answers = poll(|| (self.ctr(&["version"]).status == 0).then_some(()));
+        assert!(answers.is_some(), "containerd does not answer; its log:\n{}", self.log());
+    }
+
+    /// Stops containerd as a service manager would; the tasks run on.
+    pub fn stop_containerd(&self) {
+        if let Some(mut daemon) = self.daemon.lock().unwrap().take() {
+            let _ = kill(Pid::from_raw(daemon.id() as i32), Signal::SIGTERM);
+            let ended = poll(|| daemon.try_wait().unwrap());
+            if ended.is_none() {
+                let _ = daemon.kill();
+                let _ = daemon.wait();
+            }
+        }
+    }
+
+    fn config(&self) -> String {
+        let dir = self.dir.path().display();
+        let version = if self.setup.containerd == Containerd::V2_4 { 3 } else { 2 };
+        format!(
+            r#"version = {version}
+root = "{dir}/root"
+state = "{dir}/state"
+disabled_plugins = ["io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri", "io.containerd.snapshotter.v1.devmapper"]
+[grpc]
+address = "{dir}/c.sock"
+[ttrpc]
+address = "{dir}/c.sock.ttrpc"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{dir}/opt"
+"#
+        )
+    }
+
+    /// A path in the node's directory.
+    pub fn path(&self, relative: &str) -> PathBuf {
+        self.dir.path().join(relative)
+    }
+
+    /// What containerd, and the shims in its name, have logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("containerd.log")).unwrap_or_default()
+    }
+
+    /// The bundle of a container.
+    pub fn bundle(&self, id: &str) -> PathBuf {
+        self.path("state/io.containerd.runtime.v2.task").join(&self.namespace).join(id)
+    }
+
+    /// containerd's socket.
+    pub fn address(&self) -> PathBuf {
+        self.path("c.sock")
+    }
+
+    /// The containerd namespace that the node's containers are in; no two nodes share one, for cgroups are named by it.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// All container ids that were ever run here.
+    pub fn ids(&self) -> BTreeSet<String> {
+        self.ids.lock().unwrap().clone()
+    }
+
+    /// `ctr` with these arguments, not yet started.
+    pub fn ctr_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.setup.containerd.bin().join("ctr"));
+        command.arg("--address").arg(self.address()).args(["--namespace", &self.namespace]).args(args);
+        command
+    }
+
+    /// `ctr` to its end, without input.
+    #[track_caller]
+    pub fn ctr(&self, args: &[&str]) -> Finished {
+        let mut command = self.ctr_command(args);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running::start_as_is(command).finish()
+    }
+
+    /// Remembers an id that a test uses without [`Node::run_args`], so that leaks are looked for under it too.
+    pub fn note(&self, id: &str) {
+        self.ids.lock().unwrap().insert(id.to_owned());
+    }
+
+    /// The command line of `ctr run` for a container of the test image.
+    pub fn run_args<'a>(&'a self, id: &'a str, options: &[&'a str], command: &[&'a str]) -> Vec<&'a str> {
+        self.note(id);
+        let mut args = vec!["run", "--runtime", RUNTIME, "--snapshotter", self.snapshotter];
+        args.extend(options);
+        args.extend([images::BUSYBOX, id]);
+        args.extend(command);
+        args
+    }
+
+    /// `ctr run --rm` to its end.
+    #[track_caller]
+    pub fn run(&self, id: &str, options: &[&str], command: &[&str]) -> Finished {
+        let options: Vec<&str> = [&["--rm"], options].concat();
+        self.ctr(&self.run_args(id, &options, command))
+    }
+
+    /// `ctr run --rm` with pipes, still running.
+    #[track_caller]
+    pub fn run_piped(&self, id: &str, options: &[&str], command: &[&str]) -> Running {
+        let options: Vec<&str> = [&["--rm"], options].concat();
+        Running::start(self.ctr_command(&self.run_args(id, &options, command)))
+    }
+
+    /// `ctr run --detach`; the container runs on when this returns. Its output goes to the returned file.
+    #[track_caller]
+    pub fn run_detached(&self, id: &str, options: &[&str], command: &[&str]) -> PathBuf {
+        let output = self.path(&format!("{id}.out"));
+        let uri = format!("file://{}", output.display());
+        let options: Vec<&str> = [&["--detach", "--log-uri", &uri], options].concat();
+        self.ctr(&self.run_args(id, &options, command)).ok();
+        output
+    }
+
+    /// `ctr task exec` to its end.
+    #[track_caller]
+    pub fn exec(&self, id: &str, exec_id: &str, command: &[&str]) -> Finished {
+        self.ctr(&[&["task", "exec", "--exec-id", exec_id, id], command].concat())
+    }
+
+    /// The host pid and the status of a task, as `ctr task ls` prints them.
+    pub fn task(&self, id: &str) -> Option<(i32, String)> {
+        let table = self.ctr(&["task", "ls"]).ok();
+        let row = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|row| row[0] == id)?;
+        Some((row[1].parse().unwrap(), row[2].to_owned()))
+    }
+
+    /// Waits until containerd says that a task is `status`.
+    #[track_caller]
+    pub fn wait_for_task(&self, id: &str, status: &str) {
+        let mut last = None;
+        let reached = poll(|| {
+            last = self.task(id);
+            last.as_ref().is_some_and(|(_, now)| now == status).then_some(())
+        });
+        assert!(reached.is_some(), "{id} never became {status}: {last:?}");
+    }
+
+    /// Kills a task where it still runs, waits for its end, and deletes it and its container.
+    #[track_caller]
+    pub fn remove(&self, id: &str) {
+        if self.task(id).is_some_and(|(_, status)| status != "STOPPED") {
+            self.ctr(&["task", "kill", "--signal", "SIGKILL", id]);
+            self.wait_for_task(id, "STOPPED");
+        }
+        if self.task(id).is_some() {
+            self.ctr(&["task", "rm", id]); // its status is the task's
+        }
+        self.ctr(&["container", "rm", id]).ok();
+    }
+
+    /// Host pids of the node's shims.
+    pub fn shims(&self) -> Vec<i32> {
+        let of_a_shim = |p: &leaks::Process| p.command.contains("containerd-shim-creto-v2");
+        leaks::processes_of(self.dir.path()).into_iter().filter(of_a_shim).map(|p| p.pid).collect()
+    }
+
+    /// Host pids of the node's sandboxes.
+    pub fn sandboxes(&self) -> Vec<i32> {
+        let of_a_sandbox = |p: &leaks::Process| p.command.starts_with("runsc-sandbox");
+        leaks::processes_of(self.dir.path()).into_iter().filter(of_a_sandbox).map(|p| p.pid).collect()
+    }
+
+    /// Checks that, of all containers so far, nothing is left on the machine. They must have been removed.
+    #[track_caller]
+    pub fn assert_nothing_left(&self) {
+        let mut left = Vec::new();
+        let clean = poll(|| {
+            left = leaks::of(self);
+            left.is_empty().then_some(())
+        });
+        assert!(clean.is_some(), "left behind: {left:#?}\ncontainerd's log:\n{}", tail(&self.log()));
+    }
+
+    fn sweep(&self) {
+        for id in self.ctr(&["container", "ls", "-q"]).text().lines() {
+            self.ctr(&["task", "kill", "--signal", "SIGKILL", id]);
+            poll(|| self.task(id).is_none_or(|(_, status)| status == "STOPPED").then_some(()));
+            self.ctr(&["task", "rm", "--force", id]);
+            self.ctr(&["container", "rm", id]);
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let failing = std::thread::panicking();
+        if failing {
+            #[expect(clippy::print_stderr, reason = "what a failing test needs to be understood")]
+            {
+                eprintln!("containerd's log ({}):\n{}", self.namespace, tail(&self.log()));
+            }
+        } else if self.daemon.lock().unwrap().is_none() {
+            self.start_containerd();
+        }
+        // A failing test may leave anything, a hanging shim too: it is cleared away by force, without asking anyone.
+        let left = if failing {
+            Vec::new()
+        } else {
+            self.sweep();
+            let mut left = Vec::new();
+            poll(|| {
+                left = leaks::of(self);
+                left.is_empty().then_some(())
+            });
+            left
+        };
+        self.stop_containerd();
+        leaks::clear(self);
+        let _ = umount2(&self.path("state"), MntFlags::MNT_DETACH);
+        assert!(left.is_empty(), "the test left behind: {left:#?}\ncontainerd's log:\n{}", tail(&self.log()));
+    }
+}
+
+fn tail(log: &str) -> String {
+    const LINES: usize = 40;
+    let lines: Vec<&str> = log.lines().filter(|line| !line.contains("level=info")).collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
+}
+
+/// overlayfs where the directory's file system can carry it, as users have it; else native.
+fn snapshotter(dir: &Path) -> &'static str {
+    let at = |sub: &str| dir.join(sub).display().to_string();
+    let layers = format!("lowerdir={},upperdir={},workdir={}", at("lower"), at("upper"), at("work"));
+    let merged = dir.join("merged");
+    match mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(layers.as_str())) {
+        Ok(()) => {
+            umount2(&merged, MntFlags::empty()).unwrap();
+            "overlayfs"
+        }
+        Err(_) => "native",
+    }
+}

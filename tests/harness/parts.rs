@@ -1,0 +1,88 @@
+//! Where the real parts are. A part that is missing fails the test with the command that installs it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// A containerd that `scripts/setup` installs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Containerd {
+    /// Debian 12's.
+    V1_6,
+    /// The last of the 1.x line.
+    V1_7,
+    /// The newest.
+    #[default]
+    V2_4,
+}
+
+impl Containerd {
+    /// The directory of its programs.
+    pub fn bin(self) -> PathBuf {
+        let part = match self {
+            Self::V1_6 => "containerd-1.6",
+            Self::V1_7 => "containerd-1.7",
+            Self::V2_4 => "containerd-2",
+        };
+        part_dir(part).join("bin")
+    }
+}
+
+/// A runsc that `scripts/setup` installs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Runsc {
+    /// Debian's of July 2024.
+    Y2024,
+    /// The newest.
+    #[default]
+    Y2026,
+}
+
+impl Runsc {
+    /// The directory of `runsc`.
+    pub fn bin(self) -> PathBuf {
+        let part = match self {
+            Self::Y2024 => "runsc-2024",
+            Self::Y2026 => "runsc",
+        };
+        part_dir(part).join("bin")
+    }
+}
+
+/// The busybox that the test image is made of.
+pub fn busybox() -> PathBuf {
+    part_dir("busybox").join("bin/busybox")
+}
+
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace")
+}
+
+/// Where `scripts/setup` has put a part.
+fn part_dir(part: &str) -> PathBuf {
+    let setup = workspace().join("scripts/setup");
+    let asked = Command::new(&setup).args(["--path", part]).output();
+    let asked = asked.unwrap_or_else(|error| panic!("running {}: {error}", setup.display()));
+    let dir = PathBuf::from(String::from_utf8_lossy(&asked.stdout).trim());
+    assert!(dir.join(".complete").exists(), "{part} is not installed: run scripts/setup {part}");
+    dir
+}
+
+/// The directory of the shim under test. Built in release mode, alone, as users get it: cargo merges the features of
+/// what it builds together. Where nothing has changed this costs cargo's look at the clock.
+pub fn shim_dir() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = Command::new(cargo);
+        build.args(["build", "--release", "--locked", "--message-format=json-render-diagnostics"]);
+        build.args(["-p", "containerd-shim-creto-v2"]).current_dir(workspace());
+        let built = build.output().unwrap_or_else(|error| panic!("starting {build:?}: {error}"));
+        assert!(built.status.success(), "{build:?}: {}", String::from_utf8_lossy(&built.stderr));
+        let shim = String::from_utf8_lossy(&built.stdout).lines().find_map(|line| {
+            let message: serde_json::Value = serde_json::from_str(line).ok()?;
+            Some(PathBuf::from(message.get("executable")?.as_str()?))
+        });
+        shim.and_then(|path| Some(path.parent()?.to_owned())).expect("cargo names the shim it has built")
+    })
+}

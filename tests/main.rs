@@ -1,0 +1,21 @@
+//! The promises of creto-runtime to its users, each a module, each tested with the real parts: containerd, runsc.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod harness;
+
+mod checkpoint_restore;
+mod containerd_restart;
+mod containerd_versions;
+mod events;
+mod exit_codes;
+mod failed_create;
+mod killed_shim;
+mod many_at_once;
+mod metrics;
+mod nerdctl_calls;
+mod oom;
+mod pause_resume;
+mod pod;
+mod run_exec_attach;
+mod stdio;
