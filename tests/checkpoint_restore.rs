@@ -70,7 +70,11 @@ fn a_counter_goes_on_in_the_container_restored_from_a_checkpoint() {
     wait_until("the restored counter to count", || said().len() > before.len() + 10);
     let all = said();
     let resumed = all[before.len()];
-    assert!(resumed > 10 && resumed <= before.last().unwrap() + 1, "it began again at {resumed} after {:?}", before.last());
+    assert!(
+        resumed > 10 && resumed <= before.last().unwrap() + 1,
+        "it began again at {resumed} after {:?}",
+        before.last()
+    );
     assert!(all[before.len()..].windows(2).all(|pair| pair[1] == pair[0] + 1), "the restored counter jumped");
     node.remove("again");
     node.assert_nothing_left();

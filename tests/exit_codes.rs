@@ -8,7 +8,9 @@ const LEAVES_ON_TERM: [&str; 3] = ["sh", "-c", "trap 'exit 9' TERM; echo up; whi
 #[test]
 fn ctr_run_ends_with_the_status_of_the_workload() {
     let node = Node::start();
-    for (script, status) in [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -TERM $$", 143), ("kill -KILL $$", 137)] {
+    for (script, status) in
+        [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -TERM $$", 143), ("kill -KILL $$", 137)]
+    {
         let finished = node.run("status", &[], &["sh", "-c", script]);
         assert_eq!(finished.status, status, "{script}: {finished:?}");
     }

@@ -42,7 +42,9 @@ fn a_runsc_that_fails_is_a_create_that_fails() {
 
 #[test]
 fn what_a_failing_runsc_says_reaches_the_user() {
-    let script = "#!/bin/sh\necho 'no way: the moon is full' >&2\nexit 1\n";
+    // As the real one: its last words are in its log.
+    let script = "#!/bin/sh\nwhile [ $# -gt 0 ]; do [ \"$1\" = --log ] && log=$2; shift; done\n\
+                  echo '{\"level\":\"error\",\"msg\":\"no way: the moon is full\"}' >> \"$log\"\nexit 1\n";
     let node = Node::with(Setup { instead_of_runsc: Some(script), ..Setup::default() });
     fails_naming(&node, &[], &["true"], &["the moon is full"]);
 }

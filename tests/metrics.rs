@@ -17,7 +17,10 @@ fn memory_cpu_and_pids_are_those_of_the_sandbox() {
         let all = metrics(&node);
         let number = |path: &str| all.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("{path}: {all}"));
         if all.get("cpu").is_some_and(|cpu| cpu.get("usage_usec").is_some()) {
-            assert!(number("/cpu/usage_usec") > 0 && number("/memory/usage") > 0 && number("/pids/current") > 0, "{all}");
+            assert!(
+                number("/cpu/usage_usec") > 0 && number("/memory/usage") > 0 && number("/pids/current") > 0,
+                "{all}"
+            );
         } else {
             assert!(number("/memory/usage/usage") > 1 << 20, "{containerd:?}: {all}");
             assert_eq!(number("/memory/usage/limit"), limit, "{containerd:?}: {all}");

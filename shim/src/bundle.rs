@@ -46,6 +46,23 @@ pub fn find_program(spec: &Value) -> Result<(), Missing> {
     program::find(Path::new(rootfs), program, &env, text("/process/cwd").unwrap_or("/"), &mounts)
 }
 
+/// What is to be mounted from the host is there. runsc would only say that its sandbox did not come up.
+pub fn find_mounts(spec: &Value) -> Result<(), TaskError> {
+    let mounts = spec.pointer("/mounts").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    for mount in mounts {
+        let text = |key: &str| mount.get(key).and_then(Value::as_str).unwrap_or_default();
+        let options = mount.get("options").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let bind = text("type") == "bind" || options.iter().any(|o| o == "bind" || o == "rbind");
+        if bind && !Path::new(text("source")).exists() {
+            let (source, destination) = (text("source"), text("destination"));
+            return Err(TaskError::Invalid(format!(
+                "mount of {source} at {destination}: there is no {source} on the host"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// A pod's limits come as annotations of its sandbox container, which has no resources of its own.
 fn limit_pod(spec: &mut Value) {
     const LIMITS: [(&str, &str, &str); 4] = [

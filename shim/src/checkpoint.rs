@@ -23,8 +23,11 @@ pub async fn checkpoint(pod: &Pod, req: CheckpointTaskRequest) -> Result<(), Tas
         return Err(TaskError::Unimplemented(format!("{key}: {why}")));
     }
     let image = Path::new(&req.path);
-    if image.join("checkpoint.img").exists() {
-        return Err(TaskError::AlreadyExists(format!("a checkpoint in {}", image.display())));
+    if std::fs::read_dir(image).is_ok_and(|mut files| files.next().is_some()) {
+        return Err(TaskError::AlreadyExists(format!(
+            "something in {}, where the checkpoint should go,",
+            image.display()
+        )));
     }
     let exit = match &*req.options {
         // What every client sends, whatever the runtime; the rest of it is CRIU's.

@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use crate::backend::gvisor::Target;
 use crate::error::TaskError;
 use crate::events::timestamp;
+use crate::hooks::{Hooks, Moment};
 use crate::stdio::{self, ConsoleSocket};
 use crate::task::{Exit, Input, Phase};
 use crate::tasks::{Key, Pod, Process};
@@ -52,8 +53,10 @@ pub async fn create(pod: &Arc<Pod>, req: CreateTaskRequest) -> Result<u32, TaskE
 
 async fn make(pod: &Pod, req: &CreateTaskRequest) -> Result<Process, TaskError> {
     let (theirs, ours) = (PathBuf::from(&req.bundle), pod.sandbox.bundle(&req.id));
-    let spec = bundle::read(&theirs, pod.sandbox.root_id())?;
+    let mut spec = bundle::read(&theirs, pod.sandbox.root_id())?;
+    let hooks = Hooks::take(&mut spec, &req.id, &theirs)?;
     mounts::mount_all(&req.rootfs, &theirs.join("rootfs")).map_err(|why| TaskError::host("rootfs", why))?;
+    bundle::find_mounts(&spec)?;
     bundle::find_program(&spec)?;
     bundle::write(&spec, &ours)?;
     if !req.checkpoint.is_empty() {
@@ -80,6 +83,8 @@ async fn make(pod: &Pod, req: &CreateTaskRequest) -> Result<Process, TaskError> 
         }
     }
     pod.measure(process.pid);
+    hooks.run(Moment::Created, process.pid, &ours).await?;
+    process.hooks = Arc::new(hooks);
     Ok(process)
 }
 
@@ -132,10 +137,19 @@ async fn start_init(pod: &Arc<Pod>, key: &Key) -> Result<(), TaskError> {
     let stdio = pod.with(key, |p| p.waiting.take())?;
     pod.sandbox.start(&key.id, saved.exists().then_some(saved.as_path()), stdio).await?;
     let _ = fs::remove_dir_all(&saved); // most have none
+    let (hooks, pid) = pod.with(key, |p| (p.hooks.clone(), p.pid))?;
+    after(&hooks, Moment::Started, pid, &pod.sandbox.bundle(&key.id)).await;
     if !pod.sandbox.is_root(&key.id) {
         heed(pod, key.clone(), pod.with(key, |p| p.pid)?);
     }
     Ok(())
+}
+
+/// Hooks that can no longer stop anything.
+async fn after(hooks: &Hooks, moment: Moment, pid: i32, scratch: &Path) {
+    if let Err(error) = hooks.run(moment, pid, scratch).await {
+        tracing::warn!(%error, "a hook failed");
+    }
 }
 
 fn heed(pod: &Arc<Pod>, key: Key, pid: i32) {
@@ -166,7 +180,11 @@ pub async fn kill(pod: &Pod, key: &Key, signal: u32, all: bool) -> Result<(), Ta
         0 => Target::Init,
         inner => Target::Process(inner),
     };
-    pod.sandbox.signal(&key.id, target, signal).await
+    pod.sandbox.signal(&key.id, target, signal).await?;
+    if phase == Phase::Paused && signal == Signal::SIGKILL as u32 {
+        pod.sandbox.pause(false).await?; // frozen, it would never die of it
+    }
+    Ok(())
 }
 
 /// Delete of a container or an exec that has ended, or of an exec that was never started.
@@ -181,7 +199,9 @@ pub async fn delete(pod: &Pod, key: &Key) -> Result<(u32, Exit), TaskError> {
         pod.remove(key);
         return Ok((pid, exit));
     }
+    let hooks = pod.with(key, |p| p.hooks.clone())?;
     clean(pod, &key.id, &bundle).await;
+    after(&hooks, Moment::Stopped, 0, &bundle).await;
     pod.remove(key);
     let event = ev::TaskDelete {
         container_id: key.id.clone(),

@@ -2,6 +2,8 @@
 //! Source: containerd `services/events/ttrpc/v1`.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::ForwardRequest;
@@ -22,6 +24,7 @@ const KEPT: usize = 4096;
 pub struct Events {
     queue: mpsc::UnboundedSender<Item>,
     namespace: String,
+    muted: Arc<AtomicBool>,
 }
 
 enum Item {
@@ -34,11 +37,19 @@ impl Events {
     pub fn new(address: Option<String>, namespace: String) -> Self {
         let (queue, inbox) = mpsc::unbounded_channel();
         tokio::spawn(deliver(address, inbox));
-        Self { queue, namespace }
+        Self { queue, namespace, muted: Arc::default() }
+    }
+
+    /// Nothing is published from here on: the shim leaves with tasks, and containerd tells of their end itself.
+    pub fn mute(&self) {
+        self.muted.store(true, Ordering::Relaxed);
     }
 
     /// Queues one event; never waits.
     pub fn publish(&self, topic: &str, event: &dyn MessageDyn) {
+        if self.muted.load(Ordering::Relaxed) {
+            return;
+        }
         let value = match event.write_to_bytes_dyn() {
             Ok(value) => value,
             Err(error) => return tracing::error!(topic, %error, "event could not be encoded"),

@@ -87,12 +87,17 @@ pub async fn run_to_end(command: &mut Command) -> io::Result<Exit> {
     Ok(exit_of(pid).await)
 }
 
+/// Tests share one process, and a reaper takes every child of it: those that reap run one at a time.
+#[cfg(test)]
+pub static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test(flavor = "current_thread")]
     async fn an_exit_is_heard_whether_asked_for_before_or_after() {
+        let _alone = ALONE.lock().await;
         let reaping = tokio::spawn(run());
         assert_eq!(run_to_end(Command::new("sh").args(["-c", "exit 7"])).await.unwrap().status, 7);
         assert_eq!(run_to_end(Command::new("sh").args(["-c", "kill -9 $$"])).await.unwrap().status, 137);

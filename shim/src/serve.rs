@@ -68,8 +68,10 @@ async fn serve(call: &Call, listener: UnixListener, sandbox: Gvisor) -> Result<b
     Ok(pod.is_empty())
 }
 
-/// SIGTERM: no sandbox may outlive the one who answers for it. Its end is published like any other.
+/// SIGTERM: no sandbox may outlive the one who answers for it. Its end is not published: containerd does that for every
+/// task of a shim that has gone, and one exit is enough.
 async fn end_all(pod: &Pod) {
+    pod.events.mute();
     tracing::info!("SIGTERM: ending the pod's sandbox");
     for key in pod.inits() {
         let Ok((pid, mut done)) = pod.with(&key, |p| (p.pid, p.done.subscribe())) else { continue };

@@ -42,13 +42,15 @@ pub fn run(call: &Call) -> Result<(), StartError> {
         doing(format_args!("creating {}", dir.display()), fs::create_dir_all(dir))?;
     }
     let reply = bootstrap::reply(&socket.to_string_lossy());
-    if let Some(listener) = bind(&socket)?
-        && let Err(error) = spawn_server(call, &group, &socket, listener)
+    // Before there is a server: whatever fails up to its start leaves none behind.
+    let listener = bind(&socket)?;
+    let written = doing("writing the bundle's address file", fs::write(bundle.join("address"), &reply));
+    if let Some(listener) = listener
+        && let Err(error) = written.and_then(|()| spawn_server(call, &group, &socket, listener))
     {
         let _ = fs::remove_file(&socket);
         return Err(error);
     }
-    doing("writing the bundle's address file", fs::write(bundle.join("address"), &reply))?;
     doing("writing the reply", io::stdout().write_all(reply.as_bytes()))
 }
 

@@ -17,6 +17,7 @@ use crate::cgroup::Cgroup;
 use crate::error::TaskError;
 use crate::events::{Events, timestamp};
 use crate::exec::ExecProcess;
+use crate::hooks::Hooks;
 use crate::stdio;
 use crate::task::{Exit, Heard, Input, Phase, step};
 
@@ -69,6 +70,8 @@ pub struct Process {
     pub unread: stdio::Unread,
     /// Descriptors that wait for Start: runsc takes those of a pod's further containers only then.
     pub waiting: Option<[OwnedFd; 3]>,
+    /// Of a container.
+    pub hooks: Arc<Hooks>,
     /// What an exec that is not started yet will run.
     pub exec: Option<ExecProcess>,
     /// containerd's bundle.
@@ -80,8 +83,8 @@ pub struct Process {
 impl Process {
     /// A process that was made and not started.
     pub fn new(stdio: stdio::Request, bundle: PathBuf) -> Self {
-        let (io, unread, waiting, exec, done) = Default::default();
-        Self { phase: Phase::Created, pid: 0, inner_pid: 0, stdio, io, unread, waiting, exec, bundle, done }
+        let (io, unread, waiting, hooks, exec, done) = Default::default();
+        Self { phase: Phase::Created, pid: 0, inner_pid: 0, stdio, io, unread, waiting, hooks, exec, bundle, done }
     }
 }
 

@@ -61,7 +61,8 @@ impl Node {
         }
         if let Some(kib) = setup.bundles_kib {
             let size = format!("size={kib}k");
-            mount(Some("tmpfs"), &dir.path().join("state"), Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
+            mount(Some("tmpfs"), &dir.path().join("state"), Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))
+                .unwrap();
         }
         let namespace = format!("t{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
         let snapshotter = snapshotter(dir.path());

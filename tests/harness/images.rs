@@ -31,9 +31,15 @@ fn layer() -> Vec<u8> {
     let program = fs::read(&path).unwrap();
     let list = Command::new(&path).arg("--list").output().unwrap();
     let mut tar = Builder::new(Vec::new());
-    for (dir, mode) in
-        [("bin", 0o755), ("etc", 0o755), ("tmp", 0o1777), ("root", 0o700), ("proc", 0o555), ("sys", 0o555), ("dev", 0o755)]
-    {
+    for (dir, mode) in [
+        ("bin", 0o755),
+        ("etc", 0o755),
+        ("tmp", 0o1777),
+        ("root", 0o700),
+        ("proc", 0o555),
+        ("sys", 0o555),
+        ("dev", 0o755),
+    ] {
         append(&mut tar, dir, mode, EntryType::Directory, &[], None);
     }
     append(&mut tar, "bin/busybox", 0o755, EntryType::Regular, &program, None);

@@ -26,7 +26,8 @@ pub fn processes_of(dir: &Path) -> Vec<Process> {
     let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     let belongs = |pid: &i32| {
         let proc = PathBuf::from(format!("/proc/{pid}"));
-        let names = |file: &str| fs::read(proc.join(file)).is_ok_and(|bytes| contains(&bytes, dir.as_os_str().as_bytes()));
+        let names =
+            |file: &str| fs::read(proc.join(file)).is_ok_and(|bytes| contains(&bytes, dir.as_os_str().as_bytes()));
         let inside = fs::read_link(proc.join("cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
         *pid != own && (inside || names("cmdline") || names("environ"))
     };
@@ -51,10 +52,15 @@ pub fn shim_socket(node: &Node, group: &str) -> PathBuf {
 /// Everything a node has left, in words; only containerd itself and its clients are allowed to stay.
 pub fn of(node: &Node) -> Vec<String> {
     let dir = node.path("");
-    let ours = |p: &Process| p.command.contains("containerd-shim") || !p.command.contains("/bin/containerd ") && !p.command.contains("/bin/ctr ");
+    let ours = |p: &Process| {
+        p.command.contains("containerd-shim")
+            || !p.command.contains("/bin/containerd ") && !p.command.contains("/bin/ctr ")
+    };
     let mut left: Vec<_> =
         processes_of(&dir).into_iter().filter(ours).map(|p| format!("process {} {}", p.pid, p.command)).collect();
-    left.extend(mounts_below(&dir).into_iter().filter(|m| *m != node.path("state")).map(|m| format!("mount {}", m.display())));
+    left.extend(
+        mounts_below(&dir).into_iter().filter(|m| *m != node.path("state")).map(|m| format!("mount {}", m.display())),
+    );
     for id in node.ids() {
         let files = [shim_socket(node, &id), node.bundle(&id)];
         left.extend(files.into_iter().filter(|f| f.exists()).map(|f| format!("file {}", f.display())));

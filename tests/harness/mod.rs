@@ -28,7 +28,10 @@ pub fn poll<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
         if Instant::now() > end {
             return None;
         }
-        #[expect(clippy::disallowed_methods, reason = "the one pause between two looks; a test has its thread to itself")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the one pause between two looks; a test has its thread to itself"
+        )]
         std::thread::sleep(PAUSE);
     }
 }

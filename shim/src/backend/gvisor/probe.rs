@@ -27,8 +27,10 @@ impl Features {
         if let Ok(text) = fs::read_to_string(&remembered) {
             return Self::known(&text);
         }
-        let asked = Command::new(&runsc).arg("flags").stdin(Stdio::null()).stderr(Stdio::null()).output();
-        let text = asked.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        let asked = Command::new(&runsc).arg("flags").stdin(Stdio::null()).output();
+        // Go's flag package lists on stderr.
+        let all = asked.map(|output| [output.stdout, output.stderr].concat()).unwrap_or_default();
+        let text = String::from_utf8_lossy(&all);
         let features = Self::known(&text);
         for (flag, lost) in OPTIONAL {
             if !features.0.contains(&flag) {
