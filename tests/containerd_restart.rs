@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use crate::harness::events::Events;
 use crate::harness::{Node, wait_until};
 
-const NUMBERS: &str = "i=0; until [ -e /host/stop ]; do i=$((i + 1)); echo $i; usleep 1000; done; echo end; exit 5";
+const NUMBERS: &str = "until [ -e /host/begin ]; do usleep 1000; done; i=0; until [ -e /host/stop ]; do i=$((i + 1)); echo $i; usleep 1000; done; echo end; exit 5";
 
 /// Options that show the node's directory `fifos` in the container, at /host.
 fn host(node: &Node) -> String {
@@ -28,6 +28,7 @@ fn output_to_a_fifo_flows_on_and_the_exit_is_kept() {
     let reader = std::thread::spawn(move || {
         BufReader::new(File::open(stdout).unwrap()).lines().map(Result::unwrap).collect::<Vec<_>>()
     });
+    fs::write(fifos.join("begin"), "").unwrap(); // not before: `ctr run -d` itself reads the FIFO until it leaves
     let pid = node.task("c").unwrap().0;
     node.stop_containerd();
     node.start_containerd();
@@ -50,6 +51,8 @@ fn a_task_that_ends_while_containerd_is_away_has_its_exit_and_its_events_deliver
     let node = Node::start();
     let mount = host(&node);
     let output = node.run_detached("c", &["--mount", &mount], &["sh", "-c", NUMBERS]);
+    fs::write(node.path("fifos/begin"), "").unwrap();
+    wait_until("the first line", || fs::read_to_string(&output).is_ok_and(|text| !text.is_empty()));
     node.stop_containerd();
     fs::write(node.path("fifos/stop"), "").unwrap();
     wait_until("the workload's end", || fs::read_to_string(&output).is_ok_and(|text| text.ends_with("end\n")));

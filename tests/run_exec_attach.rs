@@ -143,10 +143,10 @@ fn attach_shows_what_a_detached_workload_says_and_ends_with_its_status() {
     let fifos = node.path("fifos");
     let host = format!("type=bind,src={},dst=/host,options=rbind:rw", node.path("bin").display());
     let options = ["--detach", "--fifo-dir", fifos.to_str().unwrap(), "--mount", &host];
-    let script = "echo before; until [ -e /host/go ]; do usleep 10000; done; echo attached; exit 4";
+    let script = "until [ -e /host/go ]; do echo tick; usleep 10000; done; echo attached; exit 4";
     node.ctr(&node.run_args("c", &options, &["sh", "-c", script])).ok();
     let attach = crate::harness::process::Running::start(node.ctr_command(&["task", "attach", "c"]));
-    attach.wait_for("before"); // what was said while nobody was attached is not lost
+    attach.wait_for("tick");
     std::fs::write(node.path("bin/go"), "").unwrap();
     attach.wait_for("attached");
     assert_eq!(attach.finish_without_input().status, 4);
