@@ -83,11 +83,6 @@ impl Running {
         Self { what, child, stdin, output }
     }
 
-    /// Its process id.
-    pub fn pid(&self) -> i32 {
-        self.child.id() as i32
-    }
-
     /// What it has written to stdout so far.
     pub fn stdout(&self) -> String {
         String::from_utf8_lossy(&self.output[0].so_far()).into_owned()
@@ -139,11 +134,6 @@ impl Running {
     pub fn finish_without_input(mut self) -> Finished {
         self.close_stdin();
         self.finish()
-    }
-
-    /// Sends it a signal.
-    pub fn signal(&self, signal: nix::sys::signal::Signal) {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).unwrap();
     }
 }
 
