@@ -22,6 +22,8 @@ use crate::{paths, reaper, sys};
 
 /// How long a killed sandbox may take to be reaped.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long containerd may take from the `start` action to Create.
+const FIRST_TASK: Duration = Duration::from_secs(30);
 
 /// Serves until the pod is empty and containerd asks for the end, or on SIGTERM.
 pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
@@ -60,12 +62,21 @@ async fn serve(call: &Call, listener: UnixListener, sandbox: Gvisor) -> Result<b
     tokio::select! {
         () = pod.over.notified() => {}
         _ = term.recv() => end_all(&pod).await,
+        () = unused(&pod) => tracing::warn!("no task was created: containerd has given up"),
     }
     events.flush(Duration::from_secs(2)).await;
     // The reply to Shutdown is on its way still; then nobody has anything to ask.
     let _ = tokio::time::timeout(Duration::from_millis(100), server.shutdown()).await;
     // What SIGTERM left for containerd to ask about is swept by the `delete` action, from disk.
     Ok(pod.is_empty())
+}
+
+/// Resolves when containerd has failed between `start` and Create: then it knows of no shim and never ends it.
+async fn unused(pod: &Pod) {
+    tokio::time::sleep(FIRST_TASK).await;
+    if !pod.is_empty() || pod.creating.try_lock().is_err() {
+        std::future::pending().await
+    }
 }
 
 /// SIGTERM: no sandbox may outlive the one who answers for it. Its end is not published: containerd does that for every

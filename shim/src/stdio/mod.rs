@@ -53,7 +53,7 @@ pub struct Io {
 
 /// What nobody has read yet; kept until the process is deleted.
 #[derive(Default)]
-pub struct Unread(#[expect(dead_code, reason = "held, for a FIFO without any end loses its bytes")] Vec<OwnedFd>);
+pub struct Unread(#[expect(dead_code, reason = "held, for a FIFO without any end loses its bytes")] Vec<fifo::Ended>);
 
 impl Io {
     fn of(console: Console, request: &Request, keys: Option<UnboundedSender<Signal>>) -> Self {
@@ -97,7 +97,7 @@ impl Io {
         if let Some(logger) = logger {
             logger.finish();
         }
-        Unread(fifos.into_iter().map(|ends| ends.reader).collect())
+        Unread(fifos.into_iter().map(fifo::Ends::end).collect())
     }
 }
 

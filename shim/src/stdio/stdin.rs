@@ -49,7 +49,7 @@ impl Stdin {
         let State::Waiting { fifo, to } = std::mem::replace(&mut self.state, State::Over) else { return Ok(()) };
         let (reader, ours) = match self.closed {
             false => {
-                let fifo::Ends { reader, writer } = fifo::open(Path::new(&fifo))?;
+                let fifo::Ends { reader, writer, .. } = fifo::open(Path::new(&fifo))?;
                 (reader, Some(writer))
             }
             // With no writer of ours the FIFO reports nothing until the client, which our reader lets in, is done.
