@@ -5,6 +5,7 @@
 mod harness;
 
 mod checkpoint_restore;
+mod configs;
 mod containerd_restart;
 mod containerd_versions;
 mod events;
@@ -15,6 +16,7 @@ mod many_at_once;
 mod metrics;
 mod nerdctl_calls;
 mod oom;
+mod options;
 mod pause_resume;
 mod pod;
 mod run_exec_attach;

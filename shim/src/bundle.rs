@@ -19,13 +19,8 @@ pub fn read(bundle: &Path, root_id: &str) -> Result<Value, TaskError> {
         return Err(TaskError::Invalid("config.json: root.path is missing".into()));
     };
     spec["root"]["path"] = json!(path);
-    if let Some(annotations) = spec.get_mut("annotations").and_then(Value::as_object_mut) {
-        if let Some(key) = annotations.keys().find(|key| key.starts_with("creto.dev/")) {
-            return Err(TaskError::Invalid(format!("annotation {key}: not supported by this version")));
-        }
-        if let Some(sandbox) = annotations.get_mut(SANDBOX_ID) {
-            *sandbox = json!(root_id);
-        }
+    if let Some(sandbox) = spec.get_mut("annotations").and_then(|annotations| annotations.get_mut(SANDBOX_ID)) {
+        *sandbox = json!(root_id);
     }
     limit_pod(&mut spec);
     Ok(spec)
@@ -103,13 +98,9 @@ mod tests {
 
     #[test]
     fn a_bad_spec_is_named() {
-        for (text, expected) in [
-            ("", "EOF"),
-            ("[]", "root.path"),
-            ("{}", "root.path"),
-            (r#"{"root":"x"}"#, "root.path"),
-            (r#"{"root":{"path":"r"},"annotations":{"creto.dev/bogus":"1"}}"#, "creto.dev/bogus"),
-        ] {
+        for (text, expected) in
+            [("", "EOF"), ("[]", "root.path"), ("{}", "root.path"), (r#"{"root":"x"}"#, "root.path")]
+        {
             let error = read_text(text).unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");
         }

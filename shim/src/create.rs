@@ -17,10 +17,11 @@ use crate::backend::gvisor::Target;
 use crate::error::TaskError;
 use crate::events::timestamp;
 use crate::hooks::{Hooks, Moment};
+use crate::request::{self, Maker};
 use crate::stdio::{self, ConsoleSocket};
 use crate::task::{Exit, Input, Phase};
 use crate::tasks::{Key, Pod, Process};
-use crate::{bundle, exec, mounts};
+use crate::{bundle, cgroup, exec, mounts, options, paths};
 
 /// The status of a process that could not be started.
 const NOT_STARTED: u32 = 255;
@@ -53,7 +54,13 @@ pub async fn create(pod: &Arc<Pod>, req: CreateTaskRequest) -> Result<u32, TaskE
 
 async fn make(pod: &Pod, req: &CreateTaskRequest) -> Result<Process, TaskError> {
     let (theirs, ours) = (PathBuf::from(&req.bundle), pod.sandbox.bundle(&req.id));
+    let (settings, asked) = options::read(req.options.as_ref(), &paths::settings())?;
     let mut spec = bundle::read(&theirs, pod.sandbox.root_id())?;
+    let Maker::Gvisor(runsc) = request::maker(&spec, &settings)?;
+    pod.sandbox.choose(&req.id, runsc.as_deref())?;
+    if let Some(cgroup) = &asked.shim_cgroup {
+        cgroup::join(cgroup).map_err(|e| TaskError::host(format!("shim_cgroup {}", cgroup.display()), e))?;
+    }
     let hooks = Hooks::take(&mut spec, &req.id, &theirs)?;
     mounts::mount_all(&req.rootfs, &theirs.join("rootfs")).map_err(|why| TaskError::host("rootfs", why))?;
     bundle::find_mounts(&spec)?;
@@ -63,22 +70,22 @@ async fn make(pod: &Pod, req: &CreateTaskRequest) -> Result<Process, TaskError> 
         keep(Path::new(&req.checkpoint), &checkpoint(&ours)).await?;
     }
     let (stdin, stdout, stderr) = (req.stdin.clone(), req.stdout.clone(), req.stderr.clone());
-    let request = stdio::Request { stdin, stdout, stderr, terminal: req.terminal };
+    let request = stdio::Request { stdin, stdout, stderr, terminal: req.terminal, owner: asked.io_owner };
     let opening = |e| TaskError::host("opening stdio", e);
     let mut process = Process::new(request.clone(), theirs);
     if request.terminal {
         let terminal = stdio::open_terminal(&request, &pod.namespace, &req.id).await.map_err(opening)?;
         let socket = ConsoleSocket::listen(&ours).map_err(opening)?;
-        process.pid = pod.sandbox.create(&req.id, None, Some(socket.path())).await?;
+        process.pid = pod.sandbox.create(&req.id, None, Some(socket.path()), asked.systemd_cgroup).await?;
         let primary = socket.receive().map_err(opening)?;
         process.io = terminal.over(primary, &request).map_err(opening)?;
     } else {
         let (fds, io) = stdio::open(&request, &pod.namespace, &req.id).await.map_err(opening)?;
         process.io = io;
         if pod.sandbox.is_root(&req.id) {
-            process.pid = pod.sandbox.create(&req.id, Some(fds), None).await?;
+            process.pid = pod.sandbox.create(&req.id, Some(fds), None, asked.systemd_cgroup).await?;
         } else {
-            process.pid = pod.sandbox.create(&req.id, None, None).await?;
+            process.pid = pod.sandbox.create(&req.id, None, None, asked.systemd_cgroup).await?;
             process.waiting = Some(fds);
         }
     }

@@ -11,7 +11,6 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 
 use crate::args::Call;
 use crate::backend::gvisor::cli::Runsc;
-use crate::backend::gvisor::probe::Features;
 use crate::task::KILLED;
 use crate::{events, mounts, paths};
 
@@ -20,7 +19,7 @@ pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
     let bundle = call.bundle.clone().unwrap_or_else(|| PathBuf::from("."));
     let group = crate::start::group(&bundle.join("config.json"), &call.id).unwrap_or_else(|_| call.id.clone());
     let dir = paths::sandbox(&paths::state_root(), &call.address, &call.namespace, &group);
-    let runsc = Runsc::new(&dir, Features::default());
+    let runsc = Runsc::new(&dir);
     if group == call.id {
         // The sandbox takes the pod's other containers with it, and runsc knows of them only as long as it is there.
         for other in others(&dir, &call.id) {

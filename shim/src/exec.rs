@@ -69,7 +69,7 @@ impl ExecProcess {
 /// Exec: nothing runs yet.
 pub fn register(pod: &Pod, req: ExecProcessRequest) -> Result<(), TaskError> {
     let init = Key::init(&req.id);
-    let (phase, bundle) = pod.with(&init, |p| (p.phase, p.bundle.clone()))?;
+    let (phase, bundle, owner) = pod.with(&init, |p| (p.phase, p.bundle.clone(), p.stdio.owner))?;
     if phase != Phase::Running {
         return Err(TaskError::WrongPhase { verb: "exec in", what: init.to_string(), phase });
     }
@@ -81,7 +81,8 @@ pub fn register(pod: &Pod, req: ExecProcessRequest) -> Result<(), TaskError> {
         return Err(TaskError::AlreadyExists(key.to_string()));
     }
     let spec = ExecProcess::parse(&req.spec.value)?;
-    let stdio = stdio::Request { stdin: req.stdin, stdout: req.stdout, stderr: req.stderr, terminal: req.terminal };
+    let stdio =
+        stdio::Request { stdin: req.stdin, stdout: req.stdout, stderr: req.stderr, terminal: req.terminal, owner };
     let mut process = Process::new(stdio, bundle);
     process.exec = Some(spec);
     pod.insert(key.clone(), process);

@@ -30,6 +30,11 @@ pub fn runsc_id(id: &str) -> String {
     hex_digest(id)[..12].to_owned()
 }
 
+/// A link to the runsc that the sandbox was made with, where one was chosen.
+pub fn program(sandbox: &Path) -> PathBuf {
+    sandbox.join("runsc-program")
+}
+
 /// runsc's own state of a sandbox.
 pub fn runsc_root(sandbox: &Path) -> PathBuf {
     sandbox.join("runsc")
@@ -48,6 +53,12 @@ pub fn state_root() -> PathBuf {
         Some(root) => Path::new(&root).join("run"),
         None => PathBuf::from("/run/creto"),
     }
+}
+
+/// The operator's settings: `CRETO_ROOT/etc/runtime.toml`, else `/etc/creto/runtime.toml`.
+pub fn settings() -> PathBuf {
+    let root = std::env::var_os("CRETO_ROOT").map(|root| Path::new(&root).join("etc"));
+    root.unwrap_or_else(|| PathBuf::from("/etc/creto")).join("runtime.toml")
 }
 
 fn hex_digest(text: &str) -> String {

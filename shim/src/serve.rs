@@ -14,7 +14,6 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Call;
 use crate::backend::gvisor::Gvisor;
-use crate::backend::gvisor::probe::Features;
 use crate::events::Events;
 use crate::service::Service;
 use crate::tasks::Pod;
@@ -35,14 +34,13 @@ pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
     let socket = std::env::var_os("CRETO_SHIM_SOCKET").map(PathBuf::from);
     let dir = paths::sandbox(&paths::state_root(), &call.address, &call.namespace, &group);
     std::fs::create_dir_all(paths::runsc_root(&dir))?;
-    let features = Features::probe(&paths::state_root());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let done = runtime.block_on(serve(call, listener, Gvisor::new(dir.clone(), &group, features.clone())));
+    let done = runtime.block_on(serve(call, listener, Gvisor::new(dir.clone(), &group)));
     if let Some(socket) = socket {
         let _ = std::fs::remove_file(socket);
     }
     if done? {
-        Gvisor::new(dir, &group, features).forget();
+        Gvisor::new(dir, &group).forget();
     }
     Ok(())
 }

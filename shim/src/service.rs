@@ -187,7 +187,6 @@ mod tests {
 
     use super::*;
     use crate::backend::gvisor::Gvisor;
-    use crate::backend::gvisor::probe::Features;
     use crate::events::Events;
     use crate::stdio;
     use crate::task::Exit;
@@ -202,7 +201,7 @@ mod tests {
 
     /// A pod whose sandbox does not exist: a call that gets past the phase's check fails on the host (Unknown).
     fn pod(given: Given, dir: &std::path::Path) -> Service {
-        let sandbox = Gvisor::new(dir.to_owned(), "c1", Features::default());
+        let sandbox = Gvisor::new(dir.to_owned(), "c1");
         let pod = Pod::new("ns".into(), sandbox, Events::new(None, "ns".into()));
         if let Given::In(phase) = given {
             let mut process = Process::new(stdio::Request::default(), "/bundle".into());

@@ -7,7 +7,7 @@ mod v2;
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageDyn};
@@ -98,6 +98,18 @@ fn keyed(path: &Path) -> impl Fn(&str) -> u64 + use<> {
 fn write(path: PathBuf, value: impl std::fmt::Display) -> io::Result<()> {
     fs::write(&path, value.to_string())
         .map_err(|error| io::Error::new(error.kind(), format!("writing {value} to {}: {error}", path.display())))
+}
+
+/// Moves this process into a control group, in every hierarchy that has it.
+pub fn join(path: &Path) -> io::Result<()> {
+    let below = path.strip_prefix("/").unwrap_or(path);
+    let unified = PathBuf::from(MOUNTED);
+    let hierarchies = fs::read_dir(MOUNTED)?.flatten().map(|entry| entry.path()).chain([unified]);
+    let groups: Vec<_> = hierarchies.map(|top| top.join(below).join("cgroup.procs")).filter(|p| p.exists()).collect();
+    if groups.is_empty() || path.components().any(|part| part == Component::ParentDir) {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such control group: make it first"));
+    }
+    groups.iter().try_for_each(|procs| fs::write(procs, std::process::id().to_string()))
 }
 
 #[cfg(test)]

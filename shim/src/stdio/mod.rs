@@ -12,12 +12,13 @@ mod stdin;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, fchown};
 use std::path::Path;
 use std::sync::Arc;
 
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
+use nix::sys::stat::fstat;
 use nix::unistd::pipe2;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
@@ -38,6 +39,8 @@ pub struct Request {
     pub stderr: String,
     /// One terminal instead of three streams.
     pub terminal: bool,
+    /// User and group that own the streams; root without.
+    pub owner: Option<(u32, u32)>,
 }
 
 /// What the shim holds of a process's stdio as long as the process lives.
@@ -132,7 +135,16 @@ pub async fn open(request: &Request, namespace: &str, id: &str) -> io::Result<([
             reader
         }
     };
-    Ok(([stdin, stdout.into_fd()?, stderr.into_fd()?], io))
+    let fds = [stdin, stdout.into_fd()?, stderr.into_fd()?];
+    if let Some((user, group)) = request.owner {
+        for fd in &fds {
+            // Not the null device, nor a log file, which are not the workload's.
+            if fstat(fd)?.st_mode & libc::S_IFMT == libc::S_IFIFO {
+                fchown(fd, Some(user), Some(group))?;
+            }
+        }
+    }
+    Ok((fds, io))
 }
 
 /// The client's side of a terminal that is still to come.

@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -23,13 +24,26 @@ pub enum Network {
 #[derive(Clone, Debug)]
 pub struct Runsc {
     dir: PathBuf,
-    features: Features,
 }
 
 impl Runsc {
     /// Keeps its state and log under `dir`.
-    pub fn new(dir: &Path, features: Features) -> Self {
-        Self { dir: dir.to_owned(), features }
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    /// Makes the sandbox one of this runsc, or of the one in PATH. On disk, for `delete` needs the same.
+    pub fn choose(&self, program: Option<&Path>) -> io::Result<()> {
+        let link = paths::program(&self.dir);
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => program.map_or(Ok(()), |program| symlink(program, link)),
+        }
+    }
+
+    /// What `choose` chose.
+    pub fn chosen(&self) -> Option<PathBuf> {
+        fs::read_link(paths::program(&self.dir)).ok()
     }
 
     fn log(&self) -> PathBuf {
@@ -41,13 +55,15 @@ impl Runsc {
     }
 
     fn networked(&self, verb: &str, network: Network) -> Command {
-        let mut command = Command::new("runsc");
+        let program = self.chosen().unwrap_or_else(|| PathBuf::from("runsc"));
+        let features = Features::probe(&program, &paths::state_root());
+        let mut command = Command::new(program);
         if network == Network::Loopback {
             command.arg("--network=none");
         }
         // --overlay2=none: writes reach the snapshot, so that commit and diff see them.
         command.arg("--root").arg(paths::runsc_root(&self.dir)).arg("--log").arg(self.log());
-        command.args(["--log-format=json", "--overlay2=none"]).args(self.features.args()).arg(verb);
+        command.args(["--log-format=json", "--overlay2=none"]).args(features.args()).arg(verb);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
@@ -59,9 +75,18 @@ impl Runsc {
         id: &str,
         stdio: Option<[OwnedFd; 3]>,
         console_socket: Option<&Path>,
+        systemd_cgroup: bool,
     ) -> Result<i32, TaskError> {
         let pid_file = bundle.join("pid");
-        let mut command = self.command("create");
+        let mut command = match systemd_cgroup {
+            false => self.command("create"),
+            // A flag of runsc, not of the verb.
+            true => {
+                let mut command = self.command("--systemd-cgroup");
+                command.arg("create");
+                command
+            }
+        };
         command.arg("--bundle").arg(bundle).arg("--pid-file").arg(&pid_file);
         if let Some(socket) = console_socket {
             command.arg("--console-socket").arg(socket);

@@ -19,7 +19,6 @@ use crate::{paths, reaper};
 use cli::{Network, Runsc};
 use control::Control;
 pub use control::Target;
-use probe::Features;
 use urpc::CallError;
 
 /// One pod's sandbox.
@@ -33,9 +32,9 @@ pub struct Gvisor {
 
 impl Gvisor {
     /// Nothing is made yet; `group` names the container that the sandbox is made for.
-    pub fn new(dir: PathBuf, group: &str, features: Features) -> Self {
+    pub fn new(dir: PathBuf, group: &str) -> Self {
         Self {
-            runsc: Runsc::new(&dir, features),
+            runsc: Runsc::new(&dir),
             root_id: paths::runsc_id(group),
             dir,
             control: OnceLock::new(),
@@ -58,6 +57,23 @@ impl Gvisor {
         paths::runsc_id(id) == self.root_id
     }
 
+    /// The sandbox is, or will be, one of this runsc.
+    pub fn choose(&self, id: &str, runsc: Option<&Path>) -> Result<(), TaskError> {
+        if self.is_root(id) {
+            return self.runsc.choose(runsc).map_err(|e| TaskError::host("keeping which runsc to use", e));
+        }
+        match (runsc, self.runsc.chosen()) {
+            (Some(asked), Some(has)) if asked == has => Ok(()),
+            (None, _) => Ok(()),
+            (Some(asked), has) => {
+                let (asked, has) = (asked.display(), has.unwrap_or_else(|| "the runsc in PATH".into()));
+                let why =
+                    format!("runsc {asked}: the pod's sandbox was made with {}; give both the same", has.display());
+                Err(TaskError::Invalid(why))
+            }
+        }
+    }
+
     fn control(&self) -> Result<&Control, TaskError> {
         if let Some(control) = self.control.get() {
             return Ok(control);
@@ -73,6 +89,7 @@ impl Gvisor {
         id: &str,
         stdio: Option<[OwnedFd; 3]>,
         console_socket: Option<&Path>,
+        systemd_cgroup: bool,
     ) -> Result<i32, TaskError> {
         if !paths::has_room(&self.dir) {
             let dir = self.dir.display();
@@ -80,7 +97,8 @@ impl Gvisor {
                 "{dir} is too long for a socket's name: choose a shorter CRETO_ROOT"
             )));
         }
-        let pid = self.runsc.create(&self.bundle(id), &paths::runsc_id(id), stdio, console_socket).await?;
+        let pid =
+            self.runsc.create(&self.bundle(id), &paths::runsc_id(id), stdio, console_socket, systemd_cgroup).await?;
         Ok(*self.pid.get_or_init(|| pid))
     }
 

@@ -19,10 +19,10 @@ const OPTIONAL: [(&str, &str); 2] = [
 pub struct Features(Vec<&'static str>);
 
 impl Features {
-    /// Of the runsc in PATH; none where there is no runsc, which Create will say. `memory` is a directory for what was
-    /// learnt. Waits for a process: call it before the reaper runs.
-    pub fn probe(memory: &Path) -> Self {
-        let Some(runsc) = in_path("runsc") else { return Self::default() };
+    /// Of a runsc, looked up in PATH if it is a bare name; none where there is no runsc, which Create will say. `memory`
+    /// is a directory for what was learnt. The first time it waits for a process, without letting the reaper run.
+    pub fn probe(program: &Path, memory: &Path) -> Self {
+        let Some(runsc) = in_path(program) else { return Self::default() };
         let remembered = memory.join(format!("runsc-{}.flags", build(&runsc)));
         if let Ok(text) = fs::read_to_string(&remembered) {
             return Self::known(&text);
@@ -59,7 +59,7 @@ impl Features {
     }
 }
 
-fn in_path(program: &str) -> Option<PathBuf> {
+fn in_path(program: &Path) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
 

@@ -1,0 +1,212 @@
+//! What the node's operator decides: runtime.toml, and the options that containerd passes with Create.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{CodedInputStream, Message};
+use containerd_shim_protos::shim::oci;
+use serde::Deserialize;
+
+use crate::error::TaskError;
+
+/// runtime.toml; `configs/runtime.toml` documents each key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// What a sandbox is made with, where no annotation says.
+    pub backend: Backend,
+    /// Of the gVisor backend.
+    pub gvisor: GvisorSettings,
+}
+
+/// What makes sandboxes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// gVisor, by runsc.
+    #[default]
+    Gvisor,
+}
+
+/// The table `[gvisor]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GvisorSettings {
+    /// Which runsc; the one in PATH where none is named.
+    pub runsc_path: Option<PathBuf>,
+    /// Where the annotation `creto.dev/runsc-path` may point into.
+    pub runsc_dirs: Vec<PathBuf>,
+}
+
+/// What Create's options say, beside the settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TaskOptions {
+    /// The shim moves into this control group, a path below the hierarchy's root.
+    pub shim_cgroup: Option<PathBuf>,
+    /// Who owns the workload's stdio, so that it can open `/dev/stdout` again.
+    pub io_owner: Option<(u32, u32)>,
+    /// `linux.cgroupsPath` is systemd's `slice:prefix:name`.
+    pub systemd_cgroup: bool,
+}
+
+impl Settings {
+    /// Parses TOML that came from `origin`; an error names the key, the value and what is allowed.
+    pub fn parse(text: &str, origin: &str) -> Result<Self, TaskError> {
+        toml::from_str(text).map_err(|e| TaskError::Invalid(format!("{origin}: {}", e.to_string().trim_end())))
+    }
+
+    /// Reads a file.
+    pub fn read(path: &Path) -> Result<Self, TaskError> {
+        let text = fs::read_to_string(path).map_err(|e| TaskError::host(path.display().to_string(), e))?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// The node's own, where it has some.
+    fn of_node(path: &Path) -> Result<Self, TaskError> {
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, &path.display().to_string()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(TaskError::host(path.display().to_string(), error)),
+        }
+    }
+}
+
+/// Reads Create's options. `runtimeoptions.v1.Options` (containerd `api/types/runtimeoptions`), which CRI sends, name a
+/// runtime.toml or are one, instead of the node's; `containerd.runc.v1.Options` come from ctr and nerdctl.
+pub fn read(any: Option<&Any>, node: &Path) -> Result<(Settings, TaskOptions), TaskError> {
+    let invalid = |e| TaskError::Invalid(format!("task options: {e}"));
+    let Some(any) = any else { return Ok((Settings::of_node(node)?, TaskOptions::default())) };
+    // Some clients send a type's full address.
+    match any.type_url.rsplit('/').next().unwrap_or_default() {
+        "" => Ok((Settings::of_node(node)?, TaskOptions::default())),
+        "containerd.runc.v1.Options" => {
+            let options = oci::Options::parse_from_bytes(&any.value).map_err(invalid)?;
+            Ok((Settings::of_node(node)?, TaskOptions::of_runc(options)?))
+        }
+        "runtimeoptions.v1.Options" => {
+            let (path, body) = runtime_options(&any.value).map_err(invalid)?;
+            let settings = match (path.as_str(), body.is_empty()) {
+                ("", true) => Settings::of_node(node)?,
+                ("", false) => {
+                    let text = String::from_utf8(body)
+                        .map_err(|e| TaskError::Invalid(format!("task options: config_body: {e}")))?;
+                    Settings::parse(&text, "task options: config_body")?
+                }
+                (path, true) => Settings::read(Path::new(path))?,
+                (_, false) => {
+                    let why = "task options: config_path and config_body are both given; give one";
+                    return Err(TaskError::Invalid(why.into()));
+                }
+            };
+            Ok((settings, TaskOptions::default()))
+        }
+        other => Err(TaskError::Invalid(format!(
+            "task options of type {other}: give containerd.runc.v1.Options or runtimeoptions.v1.Options"
+        ))),
+    }
+}
+
+impl TaskOptions {
+    /// What of runc's options has a meaning here. NoPivotRoot, NoNewKeyring and Root have none: a sandbox has its own
+    /// kernel, and a state directory of its own.
+    fn of_runc(options: oci::Options) -> Result<Self, TaskError> {
+        if !options.binary_name.is_empty() {
+            return Err(TaskError::Invalid(format!(
+                "task options: binary_name {:?} names another runtime; to choose a runsc set gvisor.runsc_path in runtime.toml",
+                options.binary_name
+            )));
+        }
+        let owner = (options.io_uid, options.io_gid);
+        Ok(Self {
+            shim_cgroup: (!options.shim_cgroup.is_empty()).then(|| options.shim_cgroup.into()),
+            io_owner: (owner != (0, 0)).then_some(owner),
+            systemd_cgroup: options.systemd_cgroup,
+        })
+    }
+}
+
+/// config_path (2) and config_body (3); the protos crate does not have this message.
+fn runtime_options(bytes: &[u8]) -> Result<(String, Vec<u8>), containerd_shim_protos::protobuf::Error> {
+    const TYPE_URL: u32 = 1 << 3 | 2;
+    const CONFIG_PATH: u32 = 2 << 3 | 2;
+    const CONFIG_BODY: u32 = 3 << 3 | 2;
+    let mut stream = CodedInputStream::from_bytes(bytes);
+    let (mut path, mut body) = Default::default();
+    while let Some(tag) = stream.read_raw_tag_or_eof()? {
+        match tag {
+            TYPE_URL => drop(stream.read_string()?),
+            CONFIG_PATH => path = stream.read_string()?,
+            CONFIG_BODY => body = stream.read_bytes()?,
+            other => {
+                let error = io::Error::new(io::ErrorKind::InvalidData, format!("unknown field {}", other >> 3));
+                return Err(error.into());
+            }
+        }
+    }
+    Ok((path, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn any(type_url: &str, value: Vec<u8>) -> Any {
+        Any { type_url: type_url.into(), value, ..Default::default() }
+    }
+
+    fn read_any(any: &Any) -> Result<(Settings, TaskOptions), String> {
+        read(Some(any), Path::new("/nonexistent/runtime.toml")).map_err(|e| e.to_string())
+    }
+
+    /// A length-delimited protobuf field.
+    fn field(number: u8, value: &[u8]) -> Vec<u8> {
+        [&[number << 3 | 2, value.len() as u8], value].concat()
+    }
+
+    #[test]
+    fn a_bad_setting_is_named_with_what_is_allowed() {
+        for (text, expected) in [
+            ("backend = \"firecracker\"", "gvisor"),
+            ("backned = \"gvisor\"", "backned"),
+            ("[gvisor]\nrunsc = 1", "runsc_path"),
+            ("[gvisor]\nrunsc_dirs = \"/opt\"", "runsc_dirs"),
+            ("[", "expected"),
+        ] {
+            let error = Settings::parse(text, "/etc/creto/runtime.toml").unwrap_err().to_string();
+            assert!(error.contains(expected) && error.starts_with("/etc/creto/runtime.toml"), "{text}: {error}");
+        }
+        assert_eq!(Settings::parse("", "x").unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn runcs_options_are_honoured_or_refused() {
+        let options = oci::Options { shim_cgroup: "/a".into(), io_uid: 7, no_pivot_root: true, ..Default::default() };
+        let (_, got) = read_any(&any("containerd.runc.v1.Options", options.write_to_bytes().unwrap())).unwrap();
+        assert_eq!(got.shim_cgroup.as_deref(), Some(Path::new("/a")));
+        assert_eq!(got.io_owner, Some((7, 0)));
+        let options = oci::Options { binary_name: "crun".into(), ..Default::default() };
+        let error = read_any(&any("containerd.runc.v1.Options", options.write_to_bytes().unwrap())).unwrap_err();
+        assert!(error.contains("crun") && error.contains("runsc_path"), "{error}");
+    }
+
+    #[test]
+    fn cris_options_are_a_runtime_toml() {
+        let body = field(3, b"[gvisor]\nrunsc_path = \"/opt/runsc\"");
+        let (settings, _) = read_any(&any("runtimeoptions.v1.Options", body)).unwrap();
+        assert_eq!(settings.gvisor.runsc_path, Some("/opt/runsc".into()));
+        for (value, expected) in [
+            (field(2, b"/nonexistent"), "/nonexistent"),
+            ([field(2, b"/x"), field(3, b"y = 1")].concat(), "both"),
+            (field(3, b"y = 1"), "unknown field `y`"),
+            (field(9, b"y"), "unknown field 9"),
+            (b"\xff\xff\xff".to_vec(), "task options"),
+        ] {
+            let error = read_any(&any("runtimeoptions.v1.Options", value)).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+        let error = read_any(&any("x.Options", vec![])).unwrap_err();
+        assert!(error.contains("x.Options") && error.contains("runtimeoptions.v1.Options"), "{error}");
+    }
+}
