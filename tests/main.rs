@@ -19,5 +19,6 @@ mod oom;
 mod options;
 mod pause_resume;
 mod pod;
+mod quickstart;
 mod run_exec_attach;
 mod stdio;

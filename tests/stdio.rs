@@ -51,7 +51,9 @@ fn eight_megabytes_of_output_arrive_whole_on_both_streams() {
     assert_eq!(finished.status, 0);
     assert!(finished.stdout == expected.as_bytes(), "stdout: {} of {}", finished.stdout.len(), expected.len());
     // ctr of 2.x warns of cgroup v1 on stderr, before it runs anything.
-    assert!(finished.stderr.ends_with(&expected), "stderr: {} of {}", finished.stderr.len(), expected.len());
+    let (got, wanted) = (finished.stderr.len(), expected.len());
+    let tail = &finished.stderr[got.saturating_sub(40)..];
+    assert!(finished.stderr.ends_with(&expected), "stderr: {got} of {wanted}, the last are {tail:?}");
 }
 
 #[test]

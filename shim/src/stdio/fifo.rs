@@ -6,13 +6,19 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::task::JoinHandle;
 
+use crate::sys;
+
 /// How often an ended process looks for a late client.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long an exit waits for a client that does not read on.
+const STALLED: Duration = Duration::from_secs(1);
+/// How long for one that reads, while others write: what a process leaves behind in its container may have its output.
+const TOO_LONG: Duration = Duration::from_secs(5);
 
 /// Both ends of one FIFO.
 pub struct Ends {
@@ -30,6 +36,22 @@ pub struct Ended {
 }
 
 impl Ends {
+    /// Resolves when the client has read what was written, or does not read on. containerd's client closes its end when
+    /// it hears of the exit (`client/task.go`, Delete), so the exit must not overtake the output.
+    pub async fn drained(&self) {
+        let begun = Instant::now();
+        let (mut least, mut since) = (usize::MAX, begun);
+        while let Ok(unread @ 1..) = sys::unread(self.reader.as_fd()) {
+            if unread < least {
+                (least, since) = (unread, Instant::now());
+            }
+            if since.elapsed() > STALLED || begun.elapsed() > TOO_LONG {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// Nothing more is written. A client that reads sees the end; one that has yet to open the FIFO (containerd opens it
     /// on a thread of its own, or is away) finds a writer, without which its open(2) would never return (fifo(7)).
     pub fn end(self) -> Ended {
@@ -116,6 +138,21 @@ mod tests {
             std::fs::File::open(path).and_then(|mut fifo| fifo.read_to_string(&mut got)).map(|_| got)
         });
         assert_eq!(late.await.unwrap().unwrap(), "last words");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_end_waits_for_a_client_that_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stdout");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let ends = open(&path).unwrap();
+        nix::unistd::write(&ends.writer, b"last words").unwrap();
+        let client = open_reader(&path).unwrap();
+        let drained = tokio::spawn(async move { ends.drained().await });
+        tokio::task::yield_now().await;
+        assert!(!drained.is_finished());
+        assert_eq!(nix::unistd::read(&client, &mut [0; 64]), Ok(10));
+        drained.await.unwrap();
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -100,6 +100,9 @@ impl Io {
         if let Some(logger) = logger {
             logger.finish();
         }
+        for fifo in &fifos {
+            fifo.drained().await;
+        }
         Unread(fifos.into_iter().map(fifo::Ends::end).collect())
     }
 }
