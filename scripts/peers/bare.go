@@ -83,7 +83,7 @@ func (t *cliTask) exec(ctx context.Context, id string) (first, total time.Durati
 	if err := command.Run(); err != nil {
 		return 0, 0, err
 	}
-	return out.at.Sub(started), time.Since(started), wrongExec(0, out.String())
+	return out.at.Sub(started), time.Since(started), wrongExec(0, string(out.text))
 }
 
 func (t *cliTask) pids(ctx context.Context) error { return t.quietly(ctx, "ps", t.id) }
