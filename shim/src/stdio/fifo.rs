@@ -125,12 +125,17 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(flavor = "current_thread")]
-    async fn a_client_that_opens_after_the_end_reads_all_and_the_end() {
+    fn opened() -> (tempfile::TempDir, PathBuf, Ends) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("stdout");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let ends = open(&path).unwrap();
+        (dir, path, ends)
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_client_that_opens_after_the_end_reads_all_and_the_end() {
+        let (_dir, path, ends) = opened();
         nix::unistd::write(&ends.writer, b"last words").unwrap();
         let _held = ends.end();
         let late = tokio::task::spawn_blocking(move || {
@@ -142,10 +147,7 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn an_end_waits_for_a_client_that_reads() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("stdout");
-        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let ends = open(&path).unwrap();
+        let (_dir, path, ends) = opened();
         nix::unistd::write(&ends.writer, b"last words").unwrap();
         let client = open_reader(&path).unwrap();
         let drained = tokio::spawn(async move { ends.drained().await });
@@ -157,10 +159,7 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_client_that_reads_sees_the_end_at_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("stdout");
-        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let ends = open(&path).unwrap();
+        let (_dir, path, ends) = opened();
         let client = open_reader(&path).unwrap();
         let held = ends.end();
         assert!(held.waiting.is_none());
