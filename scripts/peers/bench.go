@@ -42,12 +42,11 @@ func bench(ctx context.Context, args []string) error {
 	c.register(f)
 	n := f.Int("n", 50, "lives of each runtime")
 	f.Parse(args)
-	c.orDefault("creto,runc,runsc")
+	if err := c.choose("creto,runc,runsc"); err != nil {
+		return err
+	}
 	arguments := []string{"-n", strconv.Itoa(*n)}
 	for _, r := range c.runtimes {
-		if _, err := c.find(r.Binary); err != nil {
-			return err
-		}
 		arguments = append(arguments, "-runtime", r.Name)
 	}
 	b := &benchmark{}

@@ -67,8 +67,15 @@ func (c *common) find(binary string) (string, error) {
 	return "", fmt.Errorf("%s is not in the jails' PATH (%s): run scripts/setup, and `cargo build --release` for our own shim", binary, c.path)
 }
 
-func (c *common) orDefault(names string) {
+// choose takes the default where no runtime was asked for, and checks that each is there.
+func (c *common) choose(names string) error {
 	if len(c.runtimes) == 0 {
 		c.runtimes.Set(names)
 	}
+	for _, r := range c.runtimes {
+		if _, err := c.find(r.Binary); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -48,13 +48,12 @@ func stress(ctx context.Context, args []string) error {
 	parallel := f.Int("parallel", 20, "of them at once")
 	limit := f.Duration("limit", time.Minute, "for one task; a slower one counts as hanging")
 	f.Parse(args)
-	c.orDefault("creto,runc")
+	if err := c.choose("creto,runc"); err != nil {
+		return err
+	}
 	var tallies []tally
 	wrong := 0
 	for _, r := range c.runtimes {
-		if _, err := c.find(r.Binary); err != nil {
-			return err
-		}
 		var t tally
 		err := jailed(ctx, &c, "jailed-stress", []string{"-runtime", r.Name, "-tasks", strconv.Itoa(*tasks), "-parallel", strconv.Itoa(*parallel), "-limit", limit.String()}, &t)
 		cleanCgroups("creto-stress")

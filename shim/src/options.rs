@@ -65,10 +65,9 @@ impl Settings {
 
     /// The node's own, where it has some.
     fn of_node(path: &Path) -> Result<Self, TaskError> {
-        match fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text, &path.display().to_string()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(TaskError::host(path.display().to_string(), error)),
+        match path.try_exists() {
+            Ok(false) => Ok(Self::default()),
+            _ => Self::read(path),
         }
     }
 }

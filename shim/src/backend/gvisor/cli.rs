@@ -20,6 +20,15 @@ pub enum Network {
     Loopback,
 }
 
+impl Network {
+    fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Sandbox => &[],
+            Self::Loopback => &["--network=none"],
+        }
+    }
+}
+
 /// One sandbox's runsc: its own `--root`, for runsc matches ids by prefix within one.
 #[derive(Clone, Debug)]
 pub struct Runsc {
@@ -51,16 +60,15 @@ impl Runsc {
     }
 
     fn command(&self, verb: &str) -> Command {
-        self.networked(verb, Network::Sandbox)
+        self.command_with(&[], verb)
     }
 
-    fn networked(&self, verb: &str, network: Network) -> Command {
+    /// `flags` are runsc's own, which go before the verb.
+    fn command_with(&self, flags: &[&str], verb: &str) -> Command {
         let program = self.chosen().unwrap_or_else(|| PathBuf::from("runsc"));
         let features = Features::probe(&program, &paths::state_root());
         let mut command = Command::new(program);
-        if network == Network::Loopback {
-            command.arg("--network=none");
-        }
+        command.args(flags);
         // --overlay2=none: writes reach the snapshot, so that commit and diff see them.
         command.arg("--root").arg(paths::runsc_root(&self.dir)).arg("--log").arg(self.log());
         command.args(["--log-format=json", "--overlay2=none"]).args(features.args()).arg(verb);
@@ -78,15 +86,8 @@ impl Runsc {
         systemd_cgroup: bool,
     ) -> Result<i32, TaskError> {
         let pid_file = bundle.join("pid");
-        let mut command = match systemd_cgroup {
-            false => self.command("create"),
-            // A flag of runsc, not of the verb.
-            true => {
-                let mut command = self.command("--systemd-cgroup");
-                command.arg("create");
-                command
-            }
-        };
+        let flags: &[&str] = if systemd_cgroup { &["--systemd-cgroup"] } else { &[] };
+        let mut command = self.command_with(flags, "create");
         command.arg("--bundle").arg(bundle).arg("--pid-file").arg(&pid_file);
         if let Some(socket) = console_socket {
             command.arg("--console-socket").arg(socket);
@@ -100,7 +101,7 @@ impl Runsc {
 
     /// `runsc start`.
     pub async fn start(&self, id: &str, network: Network, stdio: Option<[OwnedFd; 3]>) -> Result<(), TaskError> {
-        let mut command = self.networked("start", network);
+        let mut command = self.command_with(network.flags(), "start");
         command.arg(id);
         give(&mut command, stdio);
         self.run(command, "runsc start").await
@@ -108,7 +109,7 @@ impl Runsc {
 
     /// `runsc restore` of a container that was created and not started.
     pub async fn restore(&self, id: &str, network: Network, image: &Path) -> Result<(), TaskError> {
-        let mut command = self.networked("restore", network);
+        let mut command = self.command_with(network.flags(), "restore");
         command.arg("--detach").arg("--image-path").arg(image).arg(id);
         self.run(command, "runsc restore").await
     }
