@@ -1,4 +1,4 @@
-//! containerd's bundle, and the one runsc sees: the same spec with paths and grouping in runsc's own terms.
+//! containerd's bundle, and the one a backend sees.
 
 use std::fs;
 use std::path::Path;
@@ -8,21 +8,14 @@ use serde_json::{Value, json};
 use crate::error::TaskError;
 use crate::program::{self, Missing};
 
-/// containerd's own annotation that makes a container part of a pod's sandbox; runsc reads it too.
-const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
-
-/// Reads config.json of containerd's bundle; `root_id` is runsc's name of the pod's first container.
-pub fn read(bundle: &Path, root_id: &str) -> Result<Value, TaskError> {
+/// Reads config.json of containerd's bundle.
+pub fn read(bundle: &Path) -> Result<Value, TaskError> {
     let text = fs::read(bundle.join("config.json")).map_err(|e| TaskError::host("reading config.json", e))?;
     let mut spec: Value = serde_json::from_slice(&text).map_err(|e| TaskError::Invalid(format!("config.json: {e}")))?;
     let Some(path) = spec.pointer("/root/path").and_then(Value::as_str).map(|p| bundle.join(p)) else {
         return Err(TaskError::Invalid("config.json: root.path is missing".into()));
     };
     spec["root"]["path"] = json!(path);
-    if let Some(sandbox) = spec.get_mut("annotations").and_then(|annotations| annotations.get_mut(SANDBOX_ID)) {
-        *sandbox = json!(root_id);
-    }
-    limit_pod(&mut spec);
     Ok(spec)
 }
 
@@ -58,32 +51,9 @@ pub fn find_mounts(spec: &Value) -> Result<(), TaskError> {
     Ok(())
 }
 
-/// A pod's limits come as annotations of its sandbox container, which has no resources of its own.
-fn limit_pod(spec: &mut Value) {
-    const LIMITS: [(&str, &str, &str); 4] = [
-        ("io.kubernetes.cri.sandbox-memory", "memory", "limit"),
-        ("io.kubernetes.cri.sandbox-cpu-shares", "cpu", "shares"),
-        ("io.kubernetes.cri.sandbox-cpu-quota", "cpu", "quota"),
-        ("io.kubernetes.cri.sandbox-cpu-period", "cpu", "period"),
-    ];
-    if spec.pointer("/annotations/io.kubernetes.cri.container-type").and_then(Value::as_str) != Some("sandbox") {
-        return;
-    }
-    for (key, resource, limit) in LIMITS {
-        let value = spec["annotations"].get(key).and_then(Value::as_str).and_then(|text| text.parse::<i64>().ok());
-        if let Some(value) = value.filter(|v| *v > 0) {
-            spec["linux"]["resources"][resource][limit] = json!(value);
-        }
-    }
-}
-
-/// Writes the bundle that runsc sees.
+/// Writes the config.json that a backend sees.
 pub fn write(spec: &Value, bundle: &Path) -> Result<(), TaskError> {
-    let write = || {
-        fs::create_dir_all(bundle)?;
-        fs::write(bundle.join("config.json"), spec.to_string())
-    };
-    write().map_err(|e| TaskError::host("writing the sandbox's bundle", e))
+    fs::write(bundle.join("config.json"), spec.to_string()).map_err(|e| TaskError::host("writing config.json", e))
 }
 
 #[cfg(test)]
@@ -93,7 +63,7 @@ mod tests {
     fn read_text(text: &str) -> Result<Value, String> {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("config.json"), text).unwrap();
-        read(dir.path(), "root").map_err(|e| e.to_string())
+        read(dir.path()).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -104,20 +74,5 @@ mod tests {
             let error = read_text(text).unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");
         }
-    }
-
-    #[test]
-    fn a_pods_annotations_become_the_sandboxs_limits() {
-        let spec = |kind: &str| {
-            let text = format!(
-                r#"{{"root":{{"path":"r"}},"annotations":{{"io.kubernetes.cri.container-type":"{kind}",
-                "io.kubernetes.cri.sandbox-id":"pod","io.kubernetes.cri.sandbox-memory":"1000",
-                "io.kubernetes.cri.sandbox-cpu-quota":"0"}}}}"#
-            );
-            read_text(&text).unwrap()
-        };
-        assert_eq!(spec("sandbox")["linux"]["resources"], json!({"memory": {"limit": 1000}}));
-        assert_eq!(spec("sandbox")["annotations"][SANDBOX_ID], "root");
-        assert_eq!(spec("container").get("linux"), None);
     }
 }

@@ -18,10 +18,6 @@ pub async fn checkpoint(pod: &Pod, req: CheckpointTaskRequest) -> Result<(), Tas
     if !matches!(phase, Phase::Running | Phase::Paused) {
         return Err(TaskError::WrongPhase { verb: "checkpoint", what: key.to_string(), phase });
     }
-    if !pod.sandbox.is_root(&req.id) || pod.inits().len() > 1 {
-        let why = "a pod of several containers cannot be checkpointed one container at a time";
-        return Err(TaskError::Unimplemented(format!("{key}: {why}")));
-    }
     let image = Path::new(&req.path);
     if std::fs::read_dir(image).is_ok_and(|mut files| files.next().is_some()) {
         return Err(TaskError::AlreadyExists(format!(
@@ -38,7 +34,7 @@ pub async fn checkpoint(pod: &Pod, req: CheckpointTaskRequest) -> Result<(), Tas
         _ => false,
     };
     std::fs::create_dir_all(image).map_err(|e| TaskError::host(format!("creating {}", image.display()), e))?;
-    pod.sandbox.checkpoint(&req.id, image, !exit).await?;
+    pod.backend()?.checkpoint(&req.id, image, !exit).await?;
     let event = ev::TaskCheckpointed { container_id: req.id, checkpoint: req.path, ..Default::default() };
     pod.events.publish("/tasks/checkpointed", &event);
     Ok(())

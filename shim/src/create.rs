@@ -11,17 +11,15 @@ use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task as ev;
 use containerd_shim_protos::protobuf::MessageField;
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 
-use crate::backend::gvisor::Target;
+use crate::backend::{Made, NewContainer};
 use crate::error::TaskError;
 use crate::events::timestamp;
 use crate::hooks::{Hooks, Moment};
-use crate::request::{self, Maker};
-use crate::stdio::{self, ConsoleSocket};
+use crate::request::SandboxRequest;
 use crate::task::{Exit, Input, Phase};
 use crate::tasks::{Key, Pod, Process};
-use crate::{bundle, cgroup, exec, mounts, options, paths};
+use crate::{bundle, cgroup, exec, mounts, options, paths, stdio};
 
 /// The status of a process that could not be started.
 const NOT_STARTED: u32 = 255;
@@ -46,53 +44,35 @@ pub async fn create(pod: &Arc<Pod>, req: CreateTaskRequest) -> Result<u32, TaskE
     pod.insert(key.clone(), process);
     let event = ev::TaskCreate { container_id: req.id, bundle: req.bundle, pid: pid as u32, ..Default::default() };
     pod.events.publish("/tasks/create", &event);
-    if pod.sandbox.is_root(&key.id) {
-        heed(pod, key, pid);
-    }
+    pod.heed(key)?;
     Ok(pid as u32)
 }
 
 async fn make(pod: &Pod, req: &CreateTaskRequest) -> Result<Process, TaskError> {
-    let (theirs, ours) = (PathBuf::from(&req.bundle), pod.sandbox.bundle(&req.id));
-    let (settings, asked) = options::read(req.options.as_ref(), &paths::settings())?;
-    let mut spec = bundle::read(&theirs, pod.sandbox.root_id())?;
-    let Maker::Gvisor(runsc) = request::maker(&spec, &settings)?;
-    pod.sandbox.choose(&req.id, runsc.as_deref())?;
-    if let Some(cgroup) = &asked.shim_cgroup {
+    let (theirs, ours) = (PathBuf::from(&req.bundle), pod.bundle(&req.id));
+    let (settings, options) = options::read(req.options.as_ref(), &paths::settings())?;
+    let mut spec = bundle::read(&theirs)?;
+    let asked = SandboxRequest::parse(&spec, &settings)?;
+    let backend = pod.choose(&req.id, asked, &settings)?;
+    if let Some(cgroup) = &options.shim_cgroup {
         cgroup::join(cgroup).map_err(|e| TaskError::host(format!("shim_cgroup {}", cgroup.display()), e))?;
     }
     let hooks = Hooks::take(&mut spec, &req.id, &theirs)?;
     mounts::mount_all(&req.rootfs, &theirs.join("rootfs")).map_err(|why| TaskError::host("rootfs", why))?;
     bundle::find_mounts(&spec)?;
     bundle::find_program(&spec)?;
-    bundle::write(&spec, &ours)?;
-    if !req.checkpoint.is_empty() {
-        keep(Path::new(&req.checkpoint), &checkpoint(&ours)).await?;
-    }
+    fs::create_dir_all(&ours).map_err(|e| TaskError::host(format!("creating {}", ours.display()), e))?;
+    let checkpoint = match req.checkpoint.as_str() {
+        "" => None,
+        theirs => Some(keep(Path::new(theirs), checkpoint(&ours)).await?),
+    };
     let (stdin, stdout, stderr) = (req.stdin.clone(), req.stdout.clone(), req.stderr.clone());
-    let request = stdio::Request { stdin, stdout, stderr, terminal: req.terminal, owner: asked.io_owner };
-    let opening = |e| TaskError::host("opening stdio", e);
-    let mut process = Process::new(request.clone(), theirs);
-    if request.terminal {
-        let terminal = stdio::open_terminal(&request, &pod.namespace, &req.id).await.map_err(opening)?;
-        let socket = ConsoleSocket::listen(&ours).map_err(opening)?;
-        process.pid = pod.sandbox.create(&req.id, None, Some(socket.path()), asked.systemd_cgroup).await?;
-        let primary = socket.receive().map_err(opening)?;
-        process.io = terminal.over(primary, &request).map_err(opening)?;
-    } else {
-        let (fds, io) = stdio::open(&request, &pod.namespace, &req.id).await.map_err(opening)?;
-        process.io = io;
-        if pod.sandbox.is_root(&req.id) {
-            process.pid = pod.sandbox.create(&req.id, Some(fds), None, asked.systemd_cgroup).await?;
-        } else {
-            process.pid = pod.sandbox.create(&req.id, None, None, asked.systemd_cgroup).await?;
-            process.waiting = Some(fds);
-        }
-    }
-    pod.measure(process.pid);
-    hooks.run(Moment::Created, process.pid, &ours).await?;
-    process.hooks = Arc::new(hooks);
-    Ok(process)
+    let stdio = stdio::Request { stdin, stdout, stderr, terminal: req.terminal, owner: options.io_owner };
+    let (id, checkpoint) = (req.id.as_str(), checkpoint.as_deref());
+    let new = NewContainer { id, spec, bundle: &ours, stdio: &stdio, options: &options, checkpoint };
+    let Made { pid, io } = backend.create(new).await?;
+    hooks.run(Moment::Created, pid, &ours).await?;
+    Ok(Process { pid, io, hooks: Arc::new(hooks), ..Process::new(stdio, theirs) })
 }
 
 /// Where a checkpoint waits for Start.
@@ -101,8 +81,8 @@ fn checkpoint(bundle: &Path) -> PathBuf {
 }
 
 /// containerd removes a checkpoint's directory as soon as Create has answered.
-async fn keep(from: &Path, to: &Path) -> Result<(), TaskError> {
-    let (source, target) = (from.to_owned(), to.to_owned());
+async fn keep(from: &Path, to: PathBuf) -> Result<PathBuf, TaskError> {
+    let (source, target) = (from.to_owned(), to.clone());
     let copied = tokio::task::spawn_blocking(move || -> io::Result<()> {
         fs::create_dir_all(&target)?;
         for file in fs::read_dir(&source)? {
@@ -114,12 +94,16 @@ async fn keep(from: &Path, to: &Path) -> Result<(), TaskError> {
         Ok(())
     });
     let doing = || format!("reading the checkpoint {}", from.display());
-    copied.await.map_err(|e| TaskError::host(doing(), e))?.map_err(|e| TaskError::host(doing(), e))
+    copied.await.map_err(|e| TaskError::host(doing(), e))?.map_err(|e| TaskError::host(doing(), e))?;
+    Ok(to)
 }
 
 /// Undoes `make`, and is all there is to do when a task is deleted. Idempotent.
 async fn clean(pod: &Pod, id: &str, bundle: &Path) {
-    pod.sandbox.delete(id).await;
+    if let Ok(backend) = pod.backend() {
+        backend.delete(id).await;
+    }
+    let _ = fs::remove_dir_all(pod.bundle(id));
     mounts::unmount_all(&bundle.join("rootfs"));
 }
 
@@ -140,15 +124,12 @@ pub async fn start(pod: &Arc<Pod>, key: &Key) -> Result<u32, TaskError> {
 }
 
 async fn start_init(pod: &Arc<Pod>, key: &Key) -> Result<(), TaskError> {
-    let saved = checkpoint(&pod.sandbox.bundle(&key.id));
-    let stdio = pod.with(key, |p| p.waiting.take())?;
-    pod.sandbox.start(&key.id, saved.exists().then_some(saved.as_path()), stdio).await?;
+    let bundle = pod.bundle(&key.id);
+    let saved = checkpoint(&bundle);
+    pod.backend()?.start(&key.id, saved.exists().then_some(saved.as_path())).await?;
     let _ = fs::remove_dir_all(&saved); // most have none
     let (hooks, pid) = pod.with(key, |p| (p.hooks.clone(), p.pid))?;
-    after(&hooks, Moment::Started, pid, &pod.sandbox.bundle(&key.id)).await;
-    if !pod.sandbox.is_root(&key.id) {
-        heed(pod, key.clone(), pod.with(key, |p| p.pid)?);
-    }
+    after(&hooks, Moment::Started, pid, &bundle).await;
     Ok(())
 }
 
@@ -159,37 +140,23 @@ async fn after(hooks: &Hooks, moment: Moment, pid: i32, scratch: &Path) {
     }
 }
 
-fn heed(pod: &Arc<Pod>, key: Key, pid: i32) {
-    let (waiting, id) = (pod.clone(), key.id.clone());
-    pod.heed(key, async move { waiting.sandbox.exit(&id, pid).await });
-}
-
 /// Kill. A second one of a process that has ended is NotFound: callers rely on it.
 pub async fn kill(pod: &Pod, key: &Key, signal: u32, all: bool) -> Result<(), TaskError> {
     if signal == 0 || signal > LAST_SIGNAL {
         return Err(TaskError::Invalid(format!("signal {signal}: give a number from 1 to {LAST_SIGNAL}")));
     }
-    let (phase, pid, inner) = pod.with(key, |p| (p.phase, p.pid, p.inner_pid))?;
-    match (phase, inner) {
-        (Phase::Stopped(_), _) => return Err(TaskError::NotFound(format!("process of {key}"))),
-        (Phase::Created, _) if !key.is_init() => {
+    let phase = pod.with(key, |p| p.phase)?;
+    match phase {
+        Phase::Stopped(_) => return Err(TaskError::NotFound(format!("process of {key}"))),
+        Phase::Created if !key.is_init() => {
             return Err(TaskError::WrongPhase { verb: "kill", what: key.to_string(), phase });
-        }
-        (Phase::Created, _) if pod.sandbox.is_root(&key.id) => {
-            // Nothing of the workload runs yet: the sandbox itself goes, and its exit is heard.
-            let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
-            return Ok(());
         }
         _ => {}
     }
-    let target = match inner {
-        _ if all => Target::All,
-        0 => Target::Init,
-        inner => Target::Process(inner),
-    };
-    pod.sandbox.signal(&key.id, target, signal).await?;
+    let backend = pod.backend()?;
+    backend.signal(key, phase, signal, all).await?;
     if phase == Phase::Paused && signal == Signal::SIGKILL as u32 {
-        pod.sandbox.pause(false).await?; // frozen, it would never die of it
+        backend.freeze(&key.id, false).await?; // frozen, it would never die of it
     }
     Ok(())
 }
@@ -203,6 +170,7 @@ pub async fn delete(pod: &Pod, key: &Key) -> Result<(u32, Exit), TaskError> {
         phase => return Err(TaskError::WrongPhase { verb: "delete", what: key.to_string(), phase }),
     };
     if !key.is_init() {
+        pod.backend()?.delete_exec(key).await;
         pod.remove(key);
         return Ok((pid, exit));
     }

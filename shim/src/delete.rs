@@ -3,14 +3,14 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 
 use crate::args::Call;
-use crate::backend::gvisor::cli::Runsc;
+use crate::backend::{self, Place};
 use crate::task::KILLED;
 use crate::{events, mounts, paths};
 
@@ -19,30 +19,13 @@ pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
     let bundle = call.bundle.clone().unwrap_or_else(|| PathBuf::from("."));
     let group = crate::start::group(&bundle.join("config.json"), &call.id).unwrap_or_else(|_| call.id.clone());
     let dir = paths::sandbox(&paths::state_root(), &call.address, &call.namespace, &group);
-    let runsc = Runsc::new(&dir);
-    if group == call.id {
-        // The sandbox takes the pod's other containers with it, and runsc knows of them only as long as it is there.
-        for other in others(&dir, &call.id) {
-            runsc.delete_blocking(&paths::runsc_id(&other))?;
-        }
-    }
-    if dir.exists() {
-        runsc.delete_blocking(&paths::runsc_id(&call.id))?;
-    }
+    backend::sweep(&Place { dir, namespace: call.namespace.clone(), group: group.clone() }, &call.id)?;
     mounts::unmount_all(&bundle.join("rootfs"));
-    let _ = fs::remove_dir_all(paths::bundle(&dir, &call.id));
     if group == call.id {
-        runsc.forget();
         let _ = fs::remove_file(paths::socket(&call.address, &call.namespace, &group, None));
     }
     let exited_at = MessageField::some(events::timestamp(SystemTime::now()));
     let answer = DeleteResponse { exit_status: KILLED, exited_at, ..Default::default() };
     std::io::stdout().write_all(&answer.write_to_bytes()?)?;
     Ok(())
-}
-
-/// The pod's containers but this one.
-fn others(sandbox: &Path, id: &str) -> Vec<String> {
-    let bundles = fs::read_dir(paths::bundle(sandbox, "")).into_iter().flatten().flatten();
-    bundles.filter_map(|bundle| bundle.file_name().into_string().ok()).filter(|other| other != id).collect()
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use containerd_shim_protos::api::ExecProcessRequest;
 use containerd_shim_protos::events::task as ev;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 
-use crate::backend::gvisor::Target;
 use crate::backend::gvisor::capabilities::Capabilities;
 use crate::error::TaskError;
 use crate::stdio;
@@ -32,6 +32,9 @@ pub struct ExecProcess {
     /// Set-uid bits have no effect.
     #[serde(default)]
     pub no_new_privileges: bool,
+    /// As it came, for a downstream shim.
+    #[serde(skip)]
+    pub spec: Any,
 }
 
 /// `process.user` of config.json.
@@ -48,15 +51,16 @@ pub struct User {
 
 impl ExecProcess {
     /// Parses the spec of an Exec request; an error names the field.
-    pub fn parse(json: &[u8]) -> Result<Self, TaskError> {
-        let process: Self =
-            serde_json::from_slice(json).map_err(|e| TaskError::Invalid(format!("the exec's process spec: {e}")))?;
+    pub fn parse(spec: &Any) -> Result<Self, TaskError> {
+        let mut process: Self = serde_json::from_slice(&spec.value)
+            .map_err(|e| TaskError::Invalid(format!("the exec's process spec: {e}")))?;
         if process.args.is_empty() {
             return Err(TaskError::Invalid("the exec's process spec: args is empty; name a program".into()));
         }
         if let Err(name) = process.capabilities.masks() {
             return Err(TaskError::Invalid(format!("the exec's process spec: {name:?} is no capability")));
         }
+        process.spec = spec.clone();
         Ok(process)
     }
 
@@ -80,7 +84,7 @@ pub fn register(pod: &Pod, req: ExecProcessRequest) -> Result<(), TaskError> {
     if pod.has(&key) {
         return Err(TaskError::AlreadyExists(key.to_string()));
     }
-    let spec = ExecProcess::parse(&req.spec.value)?;
+    let spec = ExecProcess::parse(&req.spec)?;
     let stdio =
         stdio::Request { stdin: req.stdin, stdout: req.stdout, stderr: req.stderr, terminal: req.terminal, owner };
     let mut process = Process::new(stdio, bundle);
@@ -93,27 +97,11 @@ pub fn register(pod: &Pod, req: ExecProcessRequest) -> Result<(), TaskError> {
 
 /// Start of an exec; its phase is `Starting`.
 pub async fn start(pod: &Arc<Pod>, key: &Key) -> Result<(), TaskError> {
-    let pid = pod.with(&Key::init(&key.id), |p| p.pid)?;
     let (request, spec) = pod.with(key, |p| (p.stdio.clone(), p.exec.take()))?;
     let spec = spec.ok_or_else(|| TaskError::NotFound(key.to_string()))?;
-    let (fds, mut io) =
-        stdio::open(&request, &pod.namespace, &key.id).await.map_err(|e| TaskError::host("opening stdio", e))?;
-    let typed = io.typed_signals();
-    pod.with(key, |p| p.io = io)?;
-    let inner_pid = pod.sandbox.exec(&key.id, &spec, request.terminal, &fds).await?;
-    drop(fds); // our copies would keep its output from ending
-    pod.with(key, |p| (p.pid, p.inner_pid) = (pid, inner_pid))?;
-    let (pod, key) = (pod.clone(), key.clone());
-    if let Some(mut typed) = typed {
-        let (pod, id) = (pod.clone(), key.id.clone());
-        tokio::spawn(async move {
-            while let Some(signal) = typed.recv().await {
-                let _ = pod.sandbox.signal(&id, Target::Foreground(inner_pid), signal as u32).await; // it may be gone
-            }
-        });
-    }
-    pod.clone().heed(key.clone(), async move { pod.sandbox.exec_exit(&key.id, inner_pid).await });
-    Ok(())
+    let made = pod.backend()?.exec(key, &spec, &request).await?;
+    pod.with(key, |p| (p.pid, p.io) = (made.pid, made.io))?;
+    pod.heed(key.clone())
 }
 
 #[cfg(test)]
@@ -130,7 +118,8 @@ mod tests {
             (r#"{"args":["a"],"cwd":"/","capabilities":{"bounding":["CAP_FLY"]}}"#, "CAP_FLY"),
             (r#"{"args":["a"],"cwd":"/","user":{"uid":-1}}"#, "-1"),
         ] {
-            let error = ExecProcess::parse(json.as_bytes()).unwrap_err().to_string();
+            let spec = Any { value: json.into(), ..Default::default() };
+            let error = ExecProcess::parse(&spec).unwrap_err().to_string();
             assert!(error.contains(expected), "{json}: {error}");
         }
     }

@@ -23,6 +23,7 @@ mod reaper;
 mod request;
 mod serve;
 mod service;
+mod settings;
 mod start;
 mod stdio;
 #[allow(unsafe_code, reason = "prctl, fd passing and ioctl; each block has its SAFETY line")]

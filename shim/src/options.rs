@@ -1,47 +1,18 @@
-//! What the node's operator decides: runtime.toml, and the options that containerd passes with Create.
+//! The options that containerd passes with Create, in the three types that clients send.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::rt::skip_field_for_tag;
 use containerd_shim_protos::protobuf::{CodedInputStream, Message};
 use containerd_shim_protos::shim::oci;
-use serde::Deserialize;
 
 use crate::error::TaskError;
-
-/// runtime.toml; `configs/runtime.toml` documents each key.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Settings {
-    /// What a sandbox is made with, where no annotation says.
-    pub backend: Backend,
-    /// Of the gVisor backend.
-    pub gvisor: GvisorSettings,
-}
-
-/// What makes sandboxes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Backend {
-    /// gVisor, by runsc.
-    #[default]
-    Gvisor,
-}
-
-/// The table `[gvisor]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct GvisorSettings {
-    /// Which runsc; the one in PATH where none is named.
-    pub runsc_path: Option<PathBuf>,
-    /// Where the annotation `creto.dev/runsc-path` may point into.
-    pub runsc_dirs: Vec<PathBuf>,
-}
+use crate::settings::Settings;
 
 /// What Create's options say, beside the settings.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct TaskOptions {
     /// The shim moves into this control group, a path below the hierarchy's root.
     pub shim_cgroup: Option<PathBuf>,
@@ -49,31 +20,13 @@ pub struct TaskOptions {
     pub io_owner: Option<(u32, u32)>,
     /// `linux.cgroupsPath` is systemd's `slice:prefix:name`.
     pub systemd_cgroup: bool,
-}
-
-impl Settings {
-    /// Parses TOML that came from `origin`; an error names the key, the value and what is allowed.
-    pub fn parse(text: &str, origin: &str) -> Result<Self, TaskError> {
-        toml::from_str(text).map_err(|e| TaskError::Invalid(format!("{origin}: {}", e.to_string().trim_end())))
-    }
-
-    /// Reads a file.
-    pub fn read(path: &Path) -> Result<Self, TaskError> {
-        let text = fs::read_to_string(path).map_err(|e| TaskError::host(path.display().to_string(), e))?;
-        Self::parse(&text, &path.display().to_string())
-    }
-
-    /// The node's own, where it has some.
-    fn of_node(path: &Path) -> Result<Self, TaskError> {
-        match path.try_exists() {
-            Ok(false) => Ok(Self::default()),
-            _ => Self::read(path),
-        }
-    }
+    /// runc's options as they came, for a downstream shim that takes them.
+    pub of_runc: Option<Any>,
 }
 
 /// Reads Create's options. `runtimeoptions.v1.Options` (containerd `api/types/runtimeoptions`), which CRI sends, name a
-/// runtime.toml or are one, instead of the node's; `containerd.runc.v1.Options` come from ctr and nerdctl.
+/// runtime.toml or are one, instead of the node's; `containerd.runc.v1.Options` come from ctr and nerdctl, and from CRI
+/// for pods with a user namespace; containerd 1.7's client sends `containerd.linux.runc.CreateOptions`.
 pub fn read(any: Option<&Any>, node: &Path) -> Result<(Settings, TaskOptions), TaskError> {
     let invalid = |e| TaskError::Invalid(format!("task options: {e}"));
     let Some(any) = any else { return Ok((Settings::of_node(node)?, TaskOptions::default())) };
@@ -82,7 +35,11 @@ pub fn read(any: Option<&Any>, node: &Path) -> Result<(Settings, TaskOptions), T
         "" => Ok((Settings::of_node(node)?, TaskOptions::default())),
         "containerd.runc.v1.Options" => {
             let options = oci::Options::parse_from_bytes(&any.value).map_err(invalid)?;
-            Ok((Settings::of_node(node)?, TaskOptions::of_runc(options)?))
+            let options = TaskOptions { of_runc: Some(any.clone()), ..TaskOptions::of_runc(options)? };
+            Ok((Settings::of_node(node)?, options))
+        }
+        "containerd.linux.runc.CreateOptions" => {
+            Ok((Settings::of_node(node)?, TaskOptions::of_linux_runtime(&any.value).map_err(invalid)?))
         }
         "runtimeoptions.v1.Options" => {
             let (path, body) = runtime_options(&any.value).map_err(invalid)?;
@@ -122,7 +79,27 @@ impl TaskOptions {
             shim_cgroup: (!options.shim_cgroup.is_empty()).then(|| options.shim_cgroup.into()),
             io_owner: (owner != (0, 0)).then_some(owner),
             systemd_cgroup: options.systemd_cgroup,
+            of_runc: None,
         })
+    }
+
+    /// ShimCgroup (9), IoUid (10) and IoGid (11) of containerd 1.x's `linux/runctypes`; its other fields are runc's own.
+    fn of_linux_runtime(bytes: &[u8]) -> Result<Self, containerd_shim_protos::protobuf::Error> {
+        const SHIM_CGROUP: u32 = 9 << 3 | 2;
+        const IO_UID: u32 = 10 << 3;
+        const IO_GID: u32 = 11 << 3;
+        let mut stream = CodedInputStream::from_bytes(bytes);
+        let (mut cgroup, mut owner) = (String::new(), (0, 0));
+        while let Some(tag) = stream.read_raw_tag_or_eof()? {
+            match tag {
+                SHIM_CGROUP => cgroup = stream.read_string()?,
+                IO_UID => owner.0 = stream.read_uint32()?,
+                IO_GID => owner.1 = stream.read_uint32()?,
+                other => skip_field_for_tag(other, &mut stream)?,
+            }
+        }
+        let shim_cgroup = (!cgroup.is_empty()).then(|| cgroup.into());
+        Ok(Self { shim_cgroup, io_owner: (owner != (0, 0)).then_some(owner), ..Self::default() })
     }
 }
 
@@ -165,21 +142,6 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_setting_is_named_with_what_is_allowed() {
-        for (text, expected) in [
-            ("backend = \"firecracker\"", "gvisor"),
-            ("backned = \"gvisor\"", "backned"),
-            ("[gvisor]\nrunsc = 1", "runsc_path"),
-            ("[gvisor]\nrunsc_dirs = \"/opt\"", "runsc_dirs"),
-            ("[", "expected"),
-        ] {
-            let error = Settings::parse(text, "/etc/creto/runtime.toml").unwrap_err().to_string();
-            assert!(error.contains(expected) && error.starts_with("/etc/creto/runtime.toml"), "{text}: {error}");
-        }
-        assert_eq!(Settings::parse("", "x").unwrap(), Settings::default());
-    }
-
-    #[test]
     fn runcs_options_are_honoured_or_refused() {
         let options = oci::Options { shim_cgroup: "/a".into(), io_uid: 7, no_pivot_root: true, ..Default::default() };
         let (_, got) = read_any(&any("containerd.runc.v1.Options", options.write_to_bytes().unwrap())).unwrap();
@@ -188,6 +150,15 @@ mod tests {
         let options = oci::Options { binary_name: "crun".into(), ..Default::default() };
         let error = read_any(&any("containerd.runc.v1.Options", options.write_to_bytes().unwrap())).unwrap_err();
         assert!(error.contains("crun") && error.contains("runsc_path"), "{error}");
+    }
+
+    #[test]
+    fn the_options_of_containerd_1_7s_client_are_understood() {
+        // no_pivot_root (1), a group, an owner, criu_work_path (12).
+        let bytes = [&[1 << 3, 1][..], &field(9, b"/a"), &[10 << 3, 7, 11 << 3, 8], &field(12, b"/criu")].concat();
+        let (_, got) = read_any(&any("containerd.linux.runc.CreateOptions", bytes)).unwrap();
+        assert_eq!((got.shim_cgroup.as_deref(), got.io_owner), (Some(Path::new("/a")), Some((7, 8))));
+        assert!(read_any(&any("containerd.linux.runc.CreateOptions", vec![0xff])).is_err());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Where things are on the host: the shim's socket, and each sandbox's directory. Pure.
+//! Where things are on the host: the shim's socket, and each sandbox's directory.
 
 use std::path::{Path, PathBuf};
 
@@ -19,9 +19,15 @@ pub fn sandbox(root: &Path, address: &str, namespace: &str, group: &str) -> Path
     root.join("sandboxes").join(&digest[..16])
 }
 
-/// The bundle that runsc sees of one of a sandbox's containers.
+/// The bundle that a backend sees of one of a sandbox's containers.
 pub fn bundle(sandbox: &Path, id: &str) -> PathBuf {
     sandbox.join("bundles").join(id)
+}
+
+/// The containers of a sandbox that have a bundle.
+pub fn bundles(sandbox: &Path) -> Vec<String> {
+    let bundles = std::fs::read_dir(bundle(sandbox, "")).into_iter().flatten().flatten();
+    bundles.filter_map(|bundle| bundle.file_name().into_string().ok()).collect()
 }
 
 /// runsc's name for a container. runsc matches ids by prefix, so all have one length; and it puts them into socket

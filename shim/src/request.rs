@@ -1,50 +1,101 @@
-//! What one Create asks of us, beside the container itself: annotations over options. Pure but for looking at files.
+//! What one Create asks of us, beside the container itself: annotations over settings. Pure but for looking at files.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::error::TaskError;
-use crate::options::{Backend, Settings};
+use crate::settings::{DelegateSettings, GVISOR, Settings};
 
 const PREFIX: &str = "creto.dev/";
 const BACKEND: &str = "creto.dev/backend";
 const RUNSC_PATH: &str = "creto.dev/runsc-path";
 
-/// Who makes the sandbox.
+/// Who makes a pod's sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Maker {
     /// gVisor, by this runsc; `None` for the one in PATH.
     Gvisor(Option<PathBuf>),
+    /// Another shim, by its name in runtime.toml.
+    Delegate(String, DelegateSettings),
 }
 
-/// Reads the annotations of a spec.
-pub fn maker(spec: &Value, settings: &Settings) -> Result<Maker, TaskError> {
-    let mut backend = settings.backend;
-    let mut runsc = settings.gvisor.runsc_path.clone();
-    let annotations = spec.get("annotations").and_then(Value::as_object).into_iter().flatten();
-    for (key, value) in annotations.filter(|(key, _)| key.starts_with(PREFIX)) {
-        let value = value.as_str().unwrap_or_default();
-        match key.as_str() {
-            BACKEND if value == "gvisor" => backend = Backend::Gvisor,
-            BACKEND => {
-                let why = format!("annotation {key}: {value:?} is not a backend of this version; allowed: gvisor");
-                return Err(TaskError::Invalid(why));
-            }
-            RUNSC_PATH => runsc = Some(allowed(Path::new(value), &settings.gvisor.runsc_dirs)?),
-            _ => {
-                let why = format!("annotation {key}: unknown; allowed: {BACKEND}, {RUNSC_PATH}");
-                return Err(TaskError::Invalid(why));
-            }
+impl Maker {
+    /// As in `creto.dev/backend`.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Gvisor(_) => GVISOR,
+            Self::Delegate(name, _) => name,
         }
     }
-    if let Some(path) = &runsc
-        && !path.is_file()
-    {
-        return Err(TaskError::Invalid(format!("runsc {}: there is no such file", path.display())));
+}
+
+/// The annotations `creto.dev/*` of a container; what they name exists and is allowed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SandboxRequest {
+    backend: Option<String>,
+    runsc: Option<PathBuf>,
+}
+
+impl SandboxRequest {
+    /// Reads the annotations of a spec.
+    pub fn parse(spec: &Value, settings: &Settings) -> Result<Self, TaskError> {
+        let mut request = Self::default();
+        let annotations = spec.get("annotations").and_then(Value::as_object).into_iter().flatten();
+        for (key, value) in annotations.filter(|(key, _)| key.starts_with(PREFIX)) {
+            let value = value.as_str().unwrap_or_default();
+            match key.as_str() {
+                BACKEND if settings.knows(value) => request.backend = Some(value.to_owned()),
+                BACKEND => {
+                    let why = format!("annotation {key}: {value:?} is no backend; allowed: {}", settings.backends());
+                    return Err(TaskError::Invalid(why));
+                }
+                RUNSC_PATH => request.runsc = Some(allowed(Path::new(value), &settings.gvisor.runsc_dirs)?),
+                _ => {
+                    let why = format!("annotation {key}: unknown; allowed: {BACKEND}, {RUNSC_PATH}");
+                    return Err(TaskError::Invalid(why));
+                }
+            }
+        }
+        Ok(request)
     }
-    match backend {
-        Backend::Gvisor => Ok(Maker::Gvisor(runsc)),
+
+    /// Who makes the sandbox of a pod that begins with this container.
+    pub fn maker(self, settings: &Settings) -> Result<Maker, TaskError> {
+        let name = self.backend.unwrap_or_else(|| settings.backend.clone());
+        if let Some(delegate) = settings.delegates.get(&name) {
+            return match self.runsc {
+                None => Ok(Maker::Delegate(name, delegate.clone())),
+                Some(_) => Err(TaskError::Invalid(format!("annotation {RUNSC_PATH}: the backend is {name}; omit it"))),
+            };
+        }
+        let runsc = self.runsc.or_else(|| settings.gvisor.runsc_path.clone());
+        match runsc.as_ref().filter(|path| !path.is_file()) {
+            None => Ok(Maker::Gvisor(runsc)),
+            Some(path) => Err(TaskError::Invalid(format!("runsc {}: there is no such file", path.display()))),
+        }
+    }
+
+    /// A further container of a pod asks for nothing else than the pod's sandbox is.
+    pub fn agrees(&self, pod: &Maker) -> Result<(), TaskError> {
+        let refused = |key: &str, asked: String, has: String| {
+            let why = format!("annotation {key}: {asked}, but the pod's sandbox was made by {has}; give both the same");
+            Err(TaskError::Invalid(why))
+        };
+        if let Some(backend) = self.backend.as_ref().filter(|asked| *asked != pod.name()) {
+            return refused(BACKEND, backend.clone(), pod.name().to_owned());
+        }
+        match (&self.runsc, pod) {
+            (None, _) => Ok(()),
+            (Some(asked), Maker::Gvisor(Some(has))) if asked == has => Ok(()),
+            (Some(asked), Maker::Gvisor(Some(has))) => {
+                refused(RUNSC_PATH, asked.display().to_string(), has.display().to_string())
+            }
+            (Some(asked), Maker::Gvisor(None)) => {
+                refused(RUNSC_PATH, asked.display().to_string(), "the runsc in PATH".into())
+            }
+            (Some(asked), Maker::Delegate(name, _)) => refused(RUNSC_PATH, asked.display().to_string(), name.clone()),
+        }
     }
 }
 
@@ -66,20 +117,28 @@ fn allowed(path: &Path, dirs: &[PathBuf]) -> Result<PathBuf, TaskError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::GvisorSettings;
+    use crate::settings::{GvisorSettings, KATA};
     use serde_json::json;
 
+    fn parse(key: &str, value: &str, settings: &Settings) -> Result<SandboxRequest, String> {
+        let spec = json!({"annotations": {key: value, "other": "kept"}});
+        SandboxRequest::parse(&spec, settings).map_err(|e| e.to_string())
+    }
+
     fn ask(key: &str, value: &str, settings: &Settings) -> Result<Maker, String> {
-        maker(&json!({"annotations": {key: value, "other": "kept"}}), settings).map_err(|e| e.to_string())
+        parse(key, value, settings)?.maker(settings).map_err(|e| e.to_string())
     }
 
     #[test]
     fn annotations_are_known_and_allowed_or_named() {
         let none = Settings::default();
-        assert_eq!(maker(&json!({}), &none).unwrap(), Maker::Gvisor(None));
+        let silent = SandboxRequest::parse(&json!({}), &none).unwrap();
+        assert_eq!(silent.maker(&none).unwrap(), Maker::Gvisor(None));
         assert_eq!(ask(BACKEND, "gvisor", &none).unwrap(), Maker::Gvisor(None));
+        assert_eq!(ask(BACKEND, "kata", &none).unwrap().name(), "kata");
         for (key, value, expected) in [
-            (BACKEND, "qemu", "allowed: gvisor"),
+            (BACKEND, "qemu", "allowed: gvisor, kata"),
+            (BACKEND, "runc", "allowed: gvisor, kata"),
             ("creto.dev/backned", "gvisor", "creto.dev/backned"),
             (RUNSC_PATH, "runsc", "absolute"),
             (RUNSC_PATH, "/bin/sh", "runsc_dirs"),
@@ -87,6 +146,20 @@ mod tests {
             let error = ask(key, value, &none).unwrap_err();
             assert!(error.contains(expected), "{key}={value}: {error}");
         }
+    }
+
+    #[test]
+    fn a_container_of_a_pod_gets_the_pods_sandbox_or_is_told_what_it_is() {
+        let settings = Settings { backend: KATA.into(), ..Settings::default() };
+        let gvisor = Maker::Gvisor(None);
+        SandboxRequest::default().agrees(&gvisor).unwrap(); // the default does not matter where nothing was asked for
+        parse(BACKEND, "gvisor", &settings).unwrap().agrees(&gvisor).unwrap();
+        let error = parse(BACKEND, "kata", &settings).unwrap().agrees(&gvisor).unwrap_err().to_string();
+        assert!(error.contains("kata") && error.contains("made by gvisor"), "{error}");
+        let canary = SandboxRequest { runsc: Some("/opt/runsc".into()), ..Default::default() };
+        canary.agrees(&Maker::Gvisor(Some("/opt/runsc".into()))).unwrap();
+        assert!(canary.agrees(&gvisor).unwrap_err().to_string().contains("the runsc in PATH"));
+        assert!(canary.maker(&settings).unwrap_err().to_string().contains("the backend is kata"));
     }
 
     #[test]

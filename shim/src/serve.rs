@@ -8,12 +8,10 @@ use std::time::Duration;
 
 use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::ttrpc::r#async::Server;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Call;
-use crate::backend::gvisor::Gvisor;
+use crate::backend::{self, Place};
 use crate::events::Events;
 use crate::service::Service;
 use crate::tasks::Pod;
@@ -33,22 +31,21 @@ pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
     let group = std::env::var("CRETO_SHIM_GROUP").unwrap_or_else(|_| call.id.clone());
     let socket = std::env::var_os("CRETO_SHIM_SOCKET").map(PathBuf::from);
     let dir = paths::sandbox(&paths::state_root(), &call.address, &call.namespace, &group);
-    std::fs::create_dir_all(paths::runsc_root(&dir))?;
+    std::fs::create_dir_all(&dir)?;
+    let place = Place { dir, namespace: call.namespace.clone(), group };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let done = runtime.block_on(serve(call, listener, Gvisor::new(dir.clone(), &group)));
+    let done = runtime.block_on(serve(call, listener, place));
     if let Some(socket) = socket {
         let _ = std::fs::remove_file(socket);
     }
-    if done? {
-        Gvisor::new(dir, &group).forget();
-    }
-    Ok(())
+    done
 }
 
-async fn serve(call: &Call, listener: UnixListener, sandbox: Gvisor) -> Result<bool, Box<dyn std::error::Error>> {
+async fn serve(call: &Call, listener: UnixListener, place: Place) -> Result<(), Box<dyn std::error::Error>> {
     tokio::spawn(reaper::run());
     let events = Events::new(std::env::var("TTRPC_ADDRESS").ok(), call.namespace.clone());
-    let pod = Arc::new(Pod::new(call.namespace.clone(), sandbox, events.clone()));
+    let dir = place.dir.clone();
+    let pod = Arc::new(Pod::new(place, events.clone()));
     let service = Arc::new(Service(pod.clone()));
     let v3 = create_task(service.clone());
     // v2 and v3 differ in the package's name only.
@@ -66,7 +63,10 @@ async fn serve(call: &Call, listener: UnixListener, sandbox: Gvisor) -> Result<b
     // The reply to Shutdown is on its way still; then nobody has anything to ask.
     let _ = tokio::time::timeout(Duration::from_millis(100), server.shutdown()).await;
     // What SIGTERM left for containerd to ask about is swept by the `delete` action, from disk.
-    Ok(pod.is_empty())
+    if pod.is_empty() {
+        backend::forget(&dir);
+    }
+    Ok(())
 }
 
 /// Resolves when containerd has failed between `start` and Create: then it knows of no shim and never ends it.
@@ -82,11 +82,11 @@ async fn unused(pod: &Pod) {
 async fn end_all(pod: &Pod) {
     pod.events.mute();
     tracing::info!("SIGTERM: ending the pod's sandbox");
+    if let Ok(backend) = pod.backend() {
+        backend.end().await;
+    }
     for key in pod.inits() {
-        let Ok((pid, mut done)) = pod.with(&key, |p| (p.pid, p.done.subscribe())) else { continue };
-        if pod.sandbox.is_root(&key.id) && done.borrow().is_none() {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL); // already gone: fine
-        }
+        let Ok(mut done) = pod.with(&key, |p| p.done.subscribe()) else { continue };
         let _ = tokio::time::timeout(LAST_WORDS, done.wait_for(Option::is_some)).await;
     }
 }

@@ -8,10 +8,7 @@ use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::ttrpc;
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
-use nix::sys::signal::Signal;
 
-use crate::backend::gvisor::Target;
-use crate::cgroup::Resources;
 use crate::error::TaskError;
 use crate::events::timestamp;
 use crate::task::{Input, Phase};
@@ -32,7 +29,7 @@ impl Service {
         if phase != from {
             return Err(TaskError::WrongPhase { verb, what: key.to_string(), phase });
         }
-        self.0.sandbox.pause(pause).await?;
+        self.0.backend()?.freeze(&key.id, pause).await?;
         self.0.advance(key, verb, input)
     }
 }
@@ -89,11 +86,9 @@ impl Task for Service {
     }
 
     async fn pids(&self, _: &TtrpcContext, req: PidsRequest) -> Answer<PidsResponse> {
-        let pid = self.0.with(&Key::init(&req.id), |p| p.pid as u32)?;
-        // The host's view, as every client expects: the sandbox and the container's gofer. Pids of the inside would
-        // name strangers here.
-        let pids = [Some(pid), self.0.sandbox.gofer(&req.id)].into_iter().flatten();
-        let processes = pids.map(|pid| ProcessInfo { pid, ..Default::default() }).collect();
+        let init = self.0.with(&Key::init(&req.id), |p| p.pid as u32)?;
+        let pids = self.0.backend()?.pids(&req.id, init).await?;
+        let processes = pids.into_iter().map(|pid| ProcessInfo { pid, ..Default::default() }).collect();
         Ok(PidsResponse { processes, ..Default::default() })
     }
 
@@ -119,13 +114,9 @@ impl Task for Service {
 
     async fn resize_pty(&self, _: &TtrpcContext, req: ResizePtyRequest) -> Answer<Empty> {
         let key = Key { id: req.id, exec: req.exec_id };
-        let (resized, inner) =
-            self.0.with(&key, |p| (p.io.resize(req.width as u16, req.height as u16), p.inner_pid))?;
+        let resized = self.0.with(&key, |p| p.io.resize(req.width as u16, req.height as u16))?;
         resized.map_err(|e| TaskError::host("resizing the terminal", e))?;
-        if inner != 0 {
-            // As with typed keys, the kernel knows nobody to tell. A process without a terminal is not told either.
-            let _ = self.0.sandbox.signal(&key.id, Target::Foreground(inner), Signal::SIGWINCH as u32).await;
-        }
+        self.0.backend()?.resized(&key, req.width, req.height).await?;
         Ok(Empty::new())
     }
 
@@ -149,19 +140,13 @@ impl Task for Service {
 
     async fn update(&self, _: &TtrpcContext, req: UpdateTaskRequest) -> Answer<Empty> {
         self.0.with(&Key::init(&req.id), |_| ())?;
-        if !self.0.sandbox.is_root(&req.id) {
-            let why = "one container of a pod has no limits of its own; update the pod's sandbox";
-            return Err(TaskError::Unimplemented(format!("{}: {why}", req.id)).into());
-        }
-        let resources: Resources = serde_json::from_slice(&req.resources.value)
-            .map_err(|e| TaskError::Invalid(format!("resources: {e}; give linux.resources of the OCI spec")))?;
-        self.0.cgroup()?.update(&resources).map_err(|e| TaskError::host("updating limits", e))?;
+        self.0.backend()?.update(&req.id, &req.resources).await?;
         Ok(Empty::new())
     }
 
     async fn stats(&self, _: &TtrpcContext, req: StatsRequest) -> Answer<StatsResponse> {
         self.0.with(&Key::init(&req.id), |_| ())?;
-        let metrics = self.0.cgroup()?.metrics().map_err(|e| TaskError::host("encoding metrics", e))?;
+        let metrics = self.0.backend()?.stats(&req.id).await?;
         Ok(StatsResponse { stats: MessageField::some(metrics), ..Default::default() })
     }
 
@@ -186,8 +171,10 @@ mod tests {
     use containerd_shim_protos::ttrpc::{Code, MessageHeader};
 
     use super::*;
-    use crate::backend::gvisor::Gvisor;
+    use crate::backend::Place;
     use crate::events::Events;
+    use crate::request::SandboxRequest;
+    use crate::settings::Settings;
     use crate::stdio;
     use crate::task::Exit;
     use crate::tasks::Process;
@@ -201,9 +188,10 @@ mod tests {
 
     /// A pod whose sandbox does not exist: a call that gets past the phase's check fails on the host (Unknown).
     fn pod(given: Given, dir: &std::path::Path) -> Service {
-        let sandbox = Gvisor::new(dir.to_owned(), "c1");
-        let pod = Pod::new("ns".into(), sandbox, Events::new(None, "ns".into()));
+        let place = Place { dir: dir.to_owned(), namespace: "ns".into(), group: "c1".into() };
+        let pod = Pod::new(place, Events::new(None, "ns".into()));
         if let Given::In(phase) = given {
+            pod.choose("c1", SandboxRequest::default(), &Settings::default()).unwrap();
             let mut process = Process::new(stdio::Request::default(), "/bundle".into());
             process.phase = phase;
             if let Phase::Stopped(exit) = phase {

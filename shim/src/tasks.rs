@@ -2,24 +2,24 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use containerd_shim_protos::events::task as ev;
 use containerd_shim_protos::protobuf::MessageField;
 use tokio::sync::{Notify, watch};
 
-use crate::backend::gvisor::Gvisor;
-use crate::cgroup::Cgroup;
+use crate::backend::{self, Backend, Place};
 use crate::error::TaskError;
 use crate::events::{Events, timestamp};
 use crate::exec::ExecProcess;
 use crate::hooks::Hooks;
-use crate::stdio;
+use crate::request::{Maker, SandboxRequest};
+use crate::settings::Settings;
 use crate::task::{Exit, Heard, Input, Phase, step};
+use crate::{paths, stdio};
 
 /// A container's init has an exit of its own to publish last: its execs get this long to be heard before.
 const EXECS_FIRST: Duration = Duration::from_secs(2);
@@ -58,18 +58,14 @@ impl fmt::Display for Key {
 pub struct Process {
     /// Where it is in its life.
     pub phase: Phase,
-    /// What containerd calls its pid: the sandbox's, on the host. 0 before an exec is started.
+    /// What containerd calls its pid, on the host. 0 before an exec is started.
     pub pid: i32,
-    /// An exec's pid inside the sandbox; 0 for an init.
-    pub inner_pid: i32,
     /// As the client asked.
     pub stdio: stdio::Request,
     /// What the shim holds of it.
     pub io: stdio::Io,
     /// What is left of it after the end.
     pub unread: stdio::Unread,
-    /// Descriptors that wait for Start: runsc takes those of a pod's further containers only then.
-    pub waiting: Option<[OwnedFd; 3]>,
     /// Of a container.
     pub hooks: Arc<Hooks>,
     /// What an exec that is not started yet will run.
@@ -83,34 +79,68 @@ pub struct Process {
 impl Process {
     /// A process that was made and not started.
     pub fn new(stdio: stdio::Request, bundle: PathBuf) -> Self {
-        let (io, unread, waiting, hooks, exec, done) = Default::default();
-        Self { phase: Phase::Created, pid: 0, inner_pid: 0, stdio, io, unread, waiting, hooks, exec, bundle, done }
+        let (io, unread, hooks, exec, done) = Default::default();
+        Self { phase: Phase::Created, pid: 0, stdio, io, unread, hooks, exec, bundle, done }
     }
+}
+
+/// What the pod's sandbox is.
+#[derive(Clone)]
+struct Sandbox {
+    maker: Maker,
+    backend: Arc<dyn Backend>,
 }
 
 /// The tasks of one pod and what they share.
 pub struct Pod {
-    /// containerd namespace.
-    pub namespace: String,
-    /// The sandbox they live in.
-    pub sandbox: Gvisor,
+    /// Which pod.
+    pub place: Place,
     /// Where their events go.
     pub events: Events,
     /// Creates of one pod come one after the other: the first makes the sandbox.
     pub creating: tokio::sync::Mutex<()>,
     /// Notified when the last task is gone and containerd asked for the end.
     pub over: Notify,
-    cgroup: OnceLock<Cgroup>,
+    sandbox: Mutex<Option<Sandbox>>,
     /// Out-of-memory kills that were published.
     oom_kills: AtomicU64,
     processes: Mutex<HashMap<Key, Process>>,
 }
 
 impl Pod {
-    /// A pod without tasks.
-    pub fn new(namespace: String, sandbox: Gvisor, events: Events) -> Self {
-        let (creating, over, cgroup, oom_kills, processes) = Default::default();
-        Self { namespace, sandbox, events, creating, over, cgroup, oom_kills, processes }
+    /// A pod without tasks and without a sandbox.
+    pub fn new(place: Place, events: Events) -> Self {
+        let (creating, over, sandbox, oom_kills, processes) = Default::default();
+        Self { place, events, creating, over, sandbox, oom_kills, processes }
+    }
+
+    /// The directory that a backend sees of a container.
+    pub fn bundle(&self, id: &str) -> PathBuf {
+        paths::bundle(&self.place.dir, id)
+    }
+
+    fn sandbox(&self) -> MutexGuard<'_, Option<Sandbox>> {
+        self.sandbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the pod's sandbox is made by.
+    pub fn backend(&self) -> Result<Arc<dyn Backend>, TaskError> {
+        let none = || TaskError::NotFound(format!("the sandbox of pod {}", self.place.group));
+        self.sandbox().as_ref().map(|sandbox| sandbox.backend.clone()).ok_or_else(none)
+    }
+
+    /// The backend for one more container: the pod's, which must be what is asked for, or with the container that the
+    /// pod begins with a new one.
+    pub fn choose(&self, id: &str, asked: SandboxRequest, settings: &Settings) -> Result<Arc<dyn Backend>, TaskError> {
+        if id == self.place.group {
+            let maker = asked.maker(settings)?;
+            let backend = backend::open(&maker, self.place.clone())?;
+            *self.sandbox() = Some(Sandbox { maker, backend: backend.clone() });
+            return Ok(backend);
+        }
+        let backend = self.backend()?;
+        self.sandbox().as_ref().map_or(Ok(()), |sandbox| asked.agrees(&sandbox.maker))?;
+        Ok(backend)
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<Key, Process>> {
@@ -220,25 +250,9 @@ impl Pod {
         }
     }
 
-    /// The control group that the sandbox was put into.
-    pub fn cgroup(&self) -> Result<&Cgroup, TaskError> {
-        self.cgroup.get().ok_or_else(|| TaskError::host("finding the sandbox's control group", "it is not known"))
-    }
-
-    /// The sandbox has this pid: remembers its control group, which outlives the process until it is deleted.
-    pub fn measure(&self, pid: i32) {
-        match Cgroup::of(pid) {
-            Ok(cgroup) => {
-                self.oom_kills.store(cgroup.oom_kills(), Ordering::Relaxed);
-                let _ = self.cgroup.set(cgroup); // the sandbox's, by its first container
-            }
-            Err(error) => tracing::warn!(%error, "the sandbox's control group is not known: no metrics"),
-        }
-    }
-
     /// TaskOOM goes before the exit that it explains.
     fn publish_oom(&self, key: &Key) {
-        let kills = self.cgroup.get().map_or(0, Cgroup::oom_kills);
+        let kills = self.backend().map_or(0, |backend| backend.oom_kills());
         if self.oom_kills.swap(kills, Ordering::Relaxed) < kills {
             let event = ev::TaskOOM { container_id: key.id.clone(), ..Default::default() };
             self.events.publish("/tasks/oom", &event);
@@ -246,8 +260,12 @@ impl Pod {
     }
 
     /// Hears of a process's end in a task of its own.
-    pub fn heed(self: &Arc<Self>, key: Key, exit: impl Future<Output = Exit> + Send + 'static) {
-        let pod = self.clone();
-        tokio::spawn(async move { pod.ended(&key, exit.await).await });
+    pub fn heed(self: &Arc<Self>, key: Key) -> Result<(), TaskError> {
+        let (pod, backend) = (self.clone(), self.backend()?);
+        tokio::spawn(async move {
+            let exit = backend.exit(&key).await;
+            pod.ended(&key, exit).await;
+        });
+        Ok(())
     }
 }

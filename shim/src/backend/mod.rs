@@ -1,3 +1,130 @@
-//! What isolates a sandbox. So far gVisor's control channel; the lifecycle is issue 3's next step.
+//! What isolates a pod: one trait over gVisor and over other shims, and the making of the one that was chosen.
 
 pub mod gvisor;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use serde_json::Value;
+
+use crate::error::TaskError;
+use crate::exec::ExecProcess;
+use crate::options::TaskOptions;
+use crate::request::Maker;
+use crate::task::{Exit, Phase};
+use crate::tasks::Key;
+use crate::{paths, stdio};
+
+use gvisor::Gvisor;
+use gvisor::cli::Runsc;
+
+/// Which pod a backend is for.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// All that must be found again after a crash is in here.
+    pub dir: PathBuf,
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The container that the sandbox is made for, and that it lives and dies with.
+    pub group: String,
+}
+
+/// A container to be made.
+pub struct NewContainer<'a> {
+    /// containerd's id.
+    pub id: &'a str,
+    /// What config.json says, with an absolute root and without the hooks that we run.
+    pub spec: Value,
+    /// A directory for the backend's own config.json; it exists.
+    pub bundle: &'a Path,
+    /// Where its init's bytes go.
+    pub stdio: &'a stdio::Request,
+    /// What the client's options ask for.
+    pub options: &'a TaskOptions,
+    /// Restore from what is in this directory instead of running from the beginning.
+    pub checkpoint: Option<&'a Path>,
+}
+
+/// A process that a backend has made.
+pub struct Made {
+    /// What containerd calls its pid, on the host.
+    pub pid: i32,
+    /// What the shim holds of its stdio.
+    pub io: stdio::Io,
+}
+
+/// The sandbox of one pod. Phases are checked before a call comes here.
+#[async_trait]
+pub trait Backend: Send + Sync {
+    /// Makes a container, and with the first one the sandbox. Nothing of the workload runs.
+    async fn create(&self, new: NewContainer<'_>) -> Result<Made, TaskError>;
+
+    /// Runs a container's init; `checkpoint` as it was in Create.
+    async fn start(&self, id: &str, checkpoint: Option<&Path>) -> Result<(), TaskError>;
+
+    /// Runs a further process in a container.
+    async fn exec(&self, key: &Key, process: &ExecProcess, stdio: &stdio::Request) -> Result<Made, TaskError>;
+
+    /// Resolves with the end of a process: an init's from its Create on, an exec's from its start on.
+    async fn exit(&self, key: &Key) -> Exit;
+
+    /// Signals a process that is in this phase, or all of its container.
+    async fn signal(&self, key: &Key, phase: Phase, signal: u32, all: bool) -> Result<(), TaskError>;
+
+    /// Freezes or thaws a container.
+    async fn freeze(&self, id: &str, pause: bool) -> Result<(), TaskError>;
+
+    /// Saves a container's state into a directory that exists; without `leave_running` it ends.
+    async fn checkpoint(&self, id: &str, image: &Path, leave_running: bool) -> Result<(), TaskError>;
+
+    /// A container's processes by their pids on the host; `init` is what Create returned.
+    async fn pids(&self, id: &str, init: u32) -> Result<Vec<u32>, TaskError>;
+
+    /// A container's metrics, in a type of the host's version of cgroups.
+    async fn stats(&self, id: &str) -> Result<Any, TaskError>;
+
+    /// New limits: `linux.resources` of the OCI spec as JSON, in containerd's wrapping.
+    async fn update(&self, id: &str, resources: &Any) -> Result<(), TaskError>;
+
+    /// A process's terminal has this size now, in characters.
+    async fn resized(&self, key: &Key, columns: u32, rows: u32) -> Result<(), TaskError>;
+
+    /// How often something of the sandbox was killed for want of memory.
+    fn oom_kills(&self) -> u64;
+
+    /// Forgets an exec that has ended.
+    async fn delete_exec(&self, key: &Key);
+
+    /// Removes a container and, with the last one, the sandbox. Idempotent, and all there is to undo of Create.
+    async fn delete(&self, id: &str);
+
+    /// Kills all that runs in the sandbox.
+    async fn end(&self);
+}
+
+/// The backend that was chosen for a pod. Nothing is made yet.
+pub fn open(maker: &Maker, place: Place) -> Result<Arc<dyn Backend>, TaskError> {
+    match maker {
+        Maker::Gvisor(runsc) => Ok(Arc::new(Gvisor::open(place, runsc.as_deref())?)),
+        Maker::Delegate(name, _) => Err(TaskError::Unimplemented(format!("backend {name}: not built yet"))),
+    }
+}
+
+/// Removes what a pod has left on disk; its sandbox is gone.
+pub fn forget(dir: &Path) {
+    Runsc::new(dir).forget();
+}
+
+/// Removes what a killed shim has left of one container, from disk alone. Idempotent.
+pub fn sweep(place: &Place, id: &str) -> io::Result<()> {
+    gvisor::sweep(place, id)?;
+    let _ = fs::remove_dir_all(paths::bundle(&place.dir, id));
+    if id == place.group {
+        forget(&place.dir);
+    }
+    Ok(())
+}

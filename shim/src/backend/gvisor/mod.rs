@@ -3,75 +3,79 @@
 pub mod capabilities;
 pub mod cli;
 pub mod control;
+mod member;
 pub mod probe;
+mod spec;
 pub mod urpc;
 
+use std::collections::HashMap;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
+use async_trait::async_trait;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::{Backend, Made, NewContainer, Place};
+use crate::cgroup::{Cgroup, Resources};
 use crate::error::TaskError;
 use crate::exec::ExecProcess;
-use crate::task::{Exit, KILLED};
-use crate::{paths, reaper};
+use crate::stdio::{self, ConsoleSocket};
+use crate::task::{Exit, KILLED, Phase};
+use crate::tasks::Key;
+use crate::{bundle, paths, reaper};
 
 use cli::{Network, Runsc};
-use control::Control;
-pub use control::Target;
+use control::{Control, Target};
+use member::Members;
 use urpc::CallError;
 
 /// One pod's sandbox.
 pub struct Gvisor {
-    dir: PathBuf,
+    place: Place,
     root_id: String,
     runsc: Runsc,
     control: OnceLock<Control>,
+    /// The sandbox's process on the host.
     pid: OnceLock<i32>,
+    measured: OnceLock<Measured>,
+    members: Members,
+    /// Pids inside the sandbox.
+    execs: Mutex<HashMap<Key, i32>>,
+}
+
+/// The control group that the sandbox was put into; it outlives the process until it is deleted.
+struct Measured {
+    cgroup: Cgroup,
+    /// Out-of-memory kills before there was a sandbox.
+    kills: u64,
 }
 
 impl Gvisor {
-    /// Nothing is made yet; `group` names the container that the sandbox is made for.
-    pub fn new(dir: PathBuf, group: &str) -> Self {
-        Self {
-            runsc: Runsc::new(&dir),
-            root_id: paths::runsc_id(group),
-            dir,
-            control: OnceLock::new(),
-            pid: OnceLock::new(),
+    /// Nothing is made yet. The sandbox will be one of this runsc, or of the one in PATH.
+    pub fn open(place: Place, runsc: Option<&Path>) -> Result<Self, TaskError> {
+        if !paths::has_room(&place.dir) {
+            let dir = place.dir.display();
+            return Err(TaskError::Invalid(format!(
+                "{dir} is too long for a socket's name: choose a shorter CRETO_ROOT"
+            )));
         }
-    }
-
-    /// Where runsc finds a container's spec.
-    pub fn bundle(&self, id: &str) -> PathBuf {
-        paths::bundle(&self.dir, id)
-    }
-
-    /// runsc's name for the container that the sandbox was made for.
-    pub fn root_id(&self) -> &str {
-        &self.root_id
+        let doing = |e| TaskError::host("keeping which runsc to use", e);
+        std::fs::create_dir_all(paths::runsc_root(&place.dir)).map_err(doing)?;
+        let of_the_pod = Runsc::new(&place.dir);
+        of_the_pod.choose(runsc).map_err(doing)?;
+        let root_id = paths::runsc_id(&place.group);
+        let (control, pid, measured, members, execs) = Default::default();
+        Ok(Self { place, root_id, runsc: of_the_pod, control, pid, measured, members, execs })
     }
 
     /// Whether the sandbox lives and dies with this container.
-    pub fn is_root(&self, id: &str) -> bool {
-        paths::runsc_id(id) == self.root_id
-    }
-
-    /// The sandbox is, or will be, one of this runsc.
-    pub fn choose(&self, id: &str, runsc: Option<&Path>) -> Result<(), TaskError> {
-        if self.is_root(id) {
-            return self.runsc.choose(runsc).map_err(|e| TaskError::host("keeping which runsc to use", e));
-        }
-        match (runsc, self.runsc.chosen()) {
-            (Some(asked), Some(has)) if asked == has => Ok(()),
-            (None, _) => Ok(()),
-            (Some(asked), has) => {
-                let (asked, has) = (asked.display(), has.unwrap_or_else(|| "the runsc in PATH".into()));
-                let why =
-                    format!("runsc {asked}: the pod's sandbox was made with {}; give both the same", has.display());
-                Err(TaskError::Invalid(why))
-            }
-        }
+    fn is_root(&self, id: &str) -> bool {
+        id == self.place.group
     }
 
     fn control(&self) -> Result<&Control, TaskError> {
@@ -82,40 +86,52 @@ impl Gvisor {
         Ok(self.control.get_or_init(|| Control::new(&socket)))
     }
 
-    /// Makes a container, and with the first one the sandbox. Its init gets these descriptors, or a terminal whose
-    /// primary is sent to the console socket. Returns the sandbox's pid on the host.
-    pub async fn create(
-        &self,
-        id: &str,
-        stdio: Option<[OwnedFd; 3]>,
-        console_socket: Option<&Path>,
-        systemd_cgroup: bool,
-    ) -> Result<i32, TaskError> {
-        if !paths::has_room(&self.dir) {
-            let dir = self.dir.display();
-            return Err(TaskError::Invalid(format!(
-                "{dir} is too long for a socket's name: choose a shorter CRETO_ROOT"
-            )));
-        }
-        let pid =
-            self.runsc.create(&self.bundle(id), &paths::runsc_id(id), stdio, console_socket, systemd_cgroup).await?;
-        Ok(*self.pid.get_or_init(|| pid))
+    fn execs(&self) -> MutexGuard<'_, HashMap<Key, i32>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs the container's init, from a checkpoint where one is named. A further container of a pod takes its
-    /// descriptors only here.
-    pub async fn start(
-        &self,
-        id: &str,
-        checkpoint: Option<&Path>,
-        stdio: Option<[OwnedFd; 3]>,
-    ) -> Result<(), TaskError> {
-        let network = if self.has_interface() { Network::Sandbox } else { Network::Loopback };
-        let id = paths::runsc_id(id);
-        match checkpoint {
-            None => self.runsc.start(&id, network, stdio).await,
-            Some(image) => self.runsc.restore(&id, network, image).await,
+    /// The init's streams or terminal; a member's streams wait for its start, for runsc takes them only then.
+    async fn make(&self, new: &NewContainer<'_>) -> Result<Made, TaskError> {
+        let (id, request) = (new.id, new.stdio);
+        let opening = |e| TaskError::host("opening stdio", e);
+        let create = |stdio: Option<[OwnedFd; 3]>, console: Option<std::path::PathBuf>| async move {
+            let (bundle, systemd) = (new.bundle, new.options.systemd_cgroup);
+            self.runsc.create(bundle, &paths::runsc_id(id), stdio, console.as_deref(), systemd).await
+        };
+        if request.terminal {
+            let terminal = stdio::open_terminal(request, &self.place.namespace, id).await.map_err(opening)?;
+            let socket = ConsoleSocket::listen(new.bundle).map_err(opening)?;
+            let pid = create(None, Some(socket.path().to_owned())).await?;
+            let primary = socket.receive().map_err(opening)?;
+            return Ok(Made { pid, io: terminal.over(primary, request).map_err(opening)? });
         }
+        let (fds, io) = stdio::open(request, &self.place.namespace, id).await.map_err(opening)?;
+        let pid = match self.is_root(id) {
+            true => create(Some(fds), None).await?,
+            false => {
+                let pid = create(None, None).await?;
+                self.members.give(id, fds);
+                pid
+            }
+        };
+        Ok(Made { pid, io })
+    }
+
+    fn measure(&self, pid: i32) {
+        match Cgroup::of(pid) {
+            Ok(cgroup) => {
+                let kills = cgroup.oom_kills();
+                let _ = self.measured.set(Measured { cgroup, kills }); // the sandbox's, by its first container
+            }
+            Err(error) => tracing::warn!(%error, "the sandbox's control group is not known: no metrics"),
+        }
+    }
+
+    fn cgroup(&self) -> Result<&Cgroup, TaskError> {
+        let measured = self.measured.get();
+        measured
+            .map(|m| &m.cgroup)
+            .ok_or_else(|| TaskError::host("finding the sandbox's control group", "it is not known"))
     }
 
     /// Whether the sandbox's network namespace has more than a loopback. Where it has not, there is nothing to copy,
@@ -127,46 +143,7 @@ impl Gvisor {
         interfaces.lines().skip(2).filter_map(|line| line.split(':').next()).any(|name| name.trim() != "lo")
     }
 
-    /// Saves the sandbox's state into a directory; without `leave_running` the sandbox ends.
-    pub async fn checkpoint(&self, id: &str, image: &Path, leave_running: bool) -> Result<(), TaskError> {
-        self.runsc.checkpoint(&paths::runsc_id(id), image, leave_running).await
-    }
-
-    /// Removes a container and, with the first one, the sandbox. Idempotent.
-    pub async fn delete(&self, id: &str) {
-        if let Err(error) = self.runsc.delete(&paths::runsc_id(id)).await {
-            tracing::warn!(sandbox = id, %error, "runsc left something");
-        }
-        let _ = std::fs::remove_dir_all(self.bundle(id));
-    }
-
-    /// Resolves with the end of a container's init, whose sandbox has this pid.
-    pub async fn exit(&self, id: &str, pid: i32) -> Exit {
-        if self.is_root(id) {
-            return reaper::exit_of(pid).await; // the sandbox process ends with its root container's status
-        }
-        match self.control() {
-            Ok(control) => exit(control.wait(&paths::runsc_id(id)).await),
-            Err(_) => exit(Ok(KILLED)),
-        }
-    }
-
-    /// Starts a process in a container; returns its pid inside the sandbox.
-    pub async fn exec(&self, id: &str, p: &ExecProcess, pty: bool, fds: &[OwnedFd; 3]) -> Result<i32, TaskError> {
-        let started = self.control()?.exec(&paths::runsc_id(id), p, pty, fds).await;
-        started.map_err(|why| TaskError::host(format!("exec of {:?} in the sandbox", p.program()), why))
-    }
-
-    /// Resolves with the end of an exec.
-    pub async fn exec_exit(&self, id: &str, inner_pid: i32) -> Exit {
-        match self.control() {
-            Ok(control) => exit(control.wait_pid(&paths::runsc_id(id), inner_pid).await),
-            Err(_) => exit(Ok(KILLED)),
-        }
-    }
-
-    /// Sends a signal.
-    pub async fn signal(&self, id: &str, target: Target, signal: u32) -> Result<(), TaskError> {
+    async fn send(&self, id: &str, target: Target, signal: u32) -> Result<(), TaskError> {
         match self.control()?.signal(&paths::runsc_id(id), target, signal).await {
             Ok(()) => Ok(()),
             // The number was checked before; what is left is that nobody is there.
@@ -175,21 +152,163 @@ impl Gvisor {
             Err(error) => Err(TaskError::host("signalling the sandbox", error)),
         }
     }
+}
 
-    /// The host's processes of a container beside the sandbox itself, which all share.
-    pub fn gofer(&self, id: &str) -> Option<u32> {
-        self.runsc.gofer(&self.root_id, &paths::runsc_id(id))
+#[async_trait]
+impl Backend for Gvisor {
+    async fn create(&self, mut new: NewContainer<'_>) -> Result<Made, TaskError> {
+        spec::adapt(&mut new.spec, &self.root_id);
+        bundle::write(&new.spec, new.bundle)?;
+        if !self.is_root(new.id) {
+            self.members.add(new.id);
+        }
+        let Made { pid, io } = self.make(&new).await?;
+        let pid = *self.pid.get_or_init(|| pid);
+        self.measure(pid);
+        Ok(Made { pid, io })
     }
 
-    /// Freezes or thaws the whole sandbox.
-    pub async fn pause(&self, pause: bool) -> Result<(), TaskError> {
+    async fn start(&self, id: &str, checkpoint: Option<&Path>) -> Result<(), TaskError> {
+        let network = if self.has_interface() { Network::Sandbox } else { Network::Loopback };
+        let runsc_id = paths::runsc_id(id);
+        match checkpoint {
+            None => self.runsc.start(&runsc_id, network, self.members.take(id)).await?,
+            Some(image) => self.runsc.restore(&runsc_id, network, image).await?,
+        }
+        self.members.started(id);
+        Ok(())
+    }
+
+    async fn exec(&self, key: &Key, p: &ExecProcess, request: &stdio::Request) -> Result<Made, TaskError> {
+        let opening = |e| TaskError::host("opening stdio", e);
+        let (fds, mut io) = stdio::open(request, &self.place.namespace, &key.id).await.map_err(opening)?;
+        let (control, cid) = (self.control()?.clone(), paths::runsc_id(&key.id));
+        let inner = control.exec(&cid, p, request.terminal, &fds).await;
+        let inner = inner.map_err(|why| TaskError::host(format!("exec of {:?} in the sandbox", p.program()), why))?;
+        self.execs().insert(key.clone(), inner);
+        if let Some(mut typed) = io.typed_signals() {
+            tokio::spawn(async move {
+                while let Some(signal) = typed.recv().await {
+                    let _ = control.signal(&cid, Target::Foreground(inner), signal as u32).await; // it may be gone
+                }
+            });
+        }
+        Ok(Made { pid: self.pid.get().copied().unwrap_or_default(), io })
+    }
+
+    async fn exit(&self, key: &Key) -> Exit {
+        let id = paths::runsc_id(&key.id);
+        if !key.is_init() {
+            let Some(inner) = self.execs().get(key).copied() else { return exit(Ok(KILLED)) };
+            return match self.control() {
+                Ok(control) => exit(control.wait_pid(&id, inner).await),
+                Err(_) => exit(Ok(KILLED)),
+            };
+        }
+        if self.is_root(&key.id) {
+            let Some(pid) = self.pid.get() else { return exit(Ok(KILLED)) };
+            return reaper::exit_of(*pid).await; // the sandbox process ends with its root container's status
+        }
+        match (self.members.runs(&key.id).await, self.control()) {
+            (true, Ok(control)) => exit(control.wait(&id).await),
+            _ => exit(Ok(KILLED)),
+        }
+    }
+
+    async fn signal(&self, key: &Key, phase: Phase, signal: u32, all: bool) -> Result<(), TaskError> {
+        if phase == Phase::Created {
+            // Nothing of the workload runs yet: a signal would find nobody, and whoever sends one wants its end.
+            match self.pid.get().filter(|_| self.is_root(&key.id)) {
+                Some(pid) => drop(nix::sys::signal::kill(Pid::from_raw(*pid), Signal::SIGKILL)),
+                None => self.members.killed(&key.id),
+            }
+            return Ok(());
+        }
+        let target = match self.execs().get(key) {
+            _ if all => Target::All,
+            None => Target::Init,
+            Some(inner) => Target::Process(*inner),
+        };
+        self.send(&key.id, target, signal).await
+    }
+
+    async fn freeze(&self, _: &str, pause: bool) -> Result<(), TaskError> {
         self.control()?.pause(pause).await.map_err(|e| TaskError::host("freezing or thawing the sandbox", e))
     }
 
-    /// Removes what is left on disk; the sandbox must be gone.
-    pub fn forget(&self) {
-        self.runsc.forget();
+    async fn checkpoint(&self, id: &str, image: &Path, leave_running: bool) -> Result<(), TaskError> {
+        if !self.is_root(id) || !self.members.is_empty() {
+            let why = "a pod of several containers cannot be checkpointed one container at a time";
+            return Err(TaskError::Unimplemented(format!("{id}: {why}")));
+        }
+        self.runsc.checkpoint(&paths::runsc_id(id), image, leave_running).await
     }
+
+    async fn pids(&self, id: &str, init: u32) -> Result<Vec<u32>, TaskError> {
+        // The host's view, as every client expects: the sandbox and the container's gofer. Pids of the inside would
+        // name strangers here.
+        Ok([Some(init), self.runsc.gofer(&self.root_id, &paths::runsc_id(id))].into_iter().flatten().collect())
+    }
+
+    async fn stats(&self, _: &str) -> Result<Any, TaskError> {
+        self.cgroup()?.metrics().map_err(|e| TaskError::host("encoding metrics", e))
+    }
+
+    async fn update(&self, id: &str, resources: &Any) -> Result<(), TaskError> {
+        if !self.is_root(id) {
+            let why = "one container of a pod has no limits of its own; update the pod's sandbox";
+            return Err(TaskError::Unimplemented(format!("{id}: {why}")));
+        }
+        let resources: Resources = serde_json::from_slice(&resources.value)
+            .map_err(|e| TaskError::Invalid(format!("resources: {e}; give linux.resources of the OCI spec")))?;
+        self.cgroup()?.update(&resources).map_err(|e| TaskError::host("updating limits", e))
+    }
+
+    async fn resized(&self, key: &Key, _: u32, _: u32) -> Result<(), TaskError> {
+        let inner = self.execs().get(key).copied();
+        if let Some(inner) = inner {
+            // As with typed keys, the kernel knows nobody to tell. A process without a terminal is not told either.
+            let _ = self.send(&key.id, Target::Foreground(inner), Signal::SIGWINCH as u32).await;
+        }
+        Ok(())
+    }
+
+    fn oom_kills(&self) -> u64 {
+        self.measured.get().map_or(0, |m| m.cgroup.oom_kills().saturating_sub(m.kills))
+    }
+
+    async fn delete_exec(&self, key: &Key) {
+        self.execs().remove(key);
+    }
+
+    async fn delete(&self, id: &str) {
+        if let Err(error) = self.runsc.delete(&paths::runsc_id(id)).await {
+            tracing::warn!(sandbox = id, %error, "runsc left something");
+        }
+        self.members.remove(id);
+        self.execs().retain(|exec, _| exec.id != id);
+    }
+
+    async fn end(&self) {
+        if let Some(pid) = self.pid.get() {
+            let _ = nix::sys::signal::kill(Pid::from_raw(*pid), Signal::SIGKILL); // already gone: fine
+        }
+    }
+}
+
+/// What a killed shim has left of one container.
+pub fn sweep(place: &Place, id: &str) -> io::Result<()> {
+    let runsc = Runsc::new(&place.dir);
+    if id == place.group {
+        // The sandbox takes the pod's other containers with it, and runsc knows of them only as long as it is there.
+        for other in paths::bundles(&place.dir).iter().filter(|other| *other != id) {
+            runsc.delete_blocking(&paths::runsc_id(other))?;
+        }
+    }
+    if place.dir.exists() {
+        runsc.delete_blocking(&paths::runsc_id(id))?;
+    }
+    Ok(())
 }
 
 /// A sandbox that cannot say how a process ended is gone, and the process with it.

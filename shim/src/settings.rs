@@ -1,0 +1,138 @@
+//! What the node's operator decides: runtime.toml. `configs/runtime.toml` documents each key.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::args::is_identifier;
+use crate::error::TaskError;
+
+/// The backend that is built in.
+pub const GVISOR: &str = "gvisor";
+/// The other shim that needs no table to be known: it isolates as gVisor does.
+pub const KATA: &str = "kata";
+
+/// runtime.toml.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// What a sandbox is made with, where no annotation says: `gvisor` or a name in `delegates`.
+    pub backend: String,
+    /// The table `[gvisor]`.
+    pub gvisor: GvisorSettings,
+    /// The tables `[delegates.NAME]`: other shims, which make sandboxes in our name.
+    pub delegates: BTreeMap<String, DelegateSettings>,
+}
+
+/// The table `[gvisor]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GvisorSettings {
+    /// Which runsc; the one in PATH where none is named.
+    pub runsc_path: Option<PathBuf>,
+    /// Where the annotation `creto.dev/runsc-path` may point into.
+    pub runsc_dirs: Vec<PathBuf>,
+}
+
+/// A table `[delegates.NAME]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DelegateSettings {
+    /// A containerd shim v2: a name to look up in PATH, or a path.
+    pub shim: PathBuf,
+    /// Sent to it as ConfigPath of `runtimeoptions.v1.Options`.
+    pub config_path: Option<PathBuf>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let mut settings = Self { backend: GVISOR.into(), gvisor: Default::default(), delegates: BTreeMap::new() };
+        settings.know_kata();
+        settings
+    }
+}
+
+impl Settings {
+    /// Parses TOML that came from `origin`; an error names the key, the value and what is allowed.
+    pub fn parse(text: &str, origin: &str) -> Result<Self, TaskError> {
+        let invalid = |why: String| TaskError::Invalid(format!("{origin}: {why}"));
+        let mut settings: Self = toml::from_str(text).map_err(|e| invalid(e.to_string().trim_end().to_owned()))?;
+        settings.know_kata();
+        for (name, delegate) in &settings.delegates {
+            if name == GVISOR || !is_identifier(name) {
+                return Err(invalid(format!("delegates.{name}: choose another name; {GVISOR} is built in")));
+            }
+            if delegate.shim.components().count() != 1 && !delegate.shim.is_absolute() {
+                let shim = delegate.shim.display();
+                return Err(invalid(format!("delegates.{name}.shim: {shim} is neither a name nor an absolute path")));
+            }
+        }
+        if !settings.knows(&settings.backend) {
+            return Err(invalid(format!("backend: {:?} is none; allowed: {}", settings.backend, settings.backends())));
+        }
+        Ok(settings)
+    }
+
+    /// Reads a file.
+    pub fn read(path: &Path) -> Result<Self, TaskError> {
+        let text = fs::read_to_string(path).map_err(|e| TaskError::host(path.display().to_string(), e))?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// The node's own, where it has some.
+    pub fn of_node(path: &Path) -> Result<Self, TaskError> {
+        match path.try_exists() {
+            Ok(false) => Ok(Self::default()),
+            _ => Self::read(path),
+        }
+    }
+
+    /// Whether a sandbox can be made with this.
+    pub fn knows(&self, backend: &str) -> bool {
+        backend == GVISOR || self.delegates.contains_key(backend)
+    }
+
+    /// All that a sandbox can be made with, for people.
+    pub fn backends(&self) -> String {
+        [GVISOR].into_iter().chain(self.delegates.keys().map(String::as_str)).collect::<Vec<_>>().join(", ")
+    }
+
+    fn know_kata(&mut self) {
+        let shim = || DelegateSettings { shim: "containerd-shim-kata-v2".into(), config_path: None };
+        self.delegates.entry(KATA.into()).or_insert_with(shim);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_setting_is_named_with_what_is_allowed() {
+        for (text, expected) in [
+            ("backend = \"firecracker\"", "allowed: gvisor, kata"),
+            ("backned = \"gvisor\"", "backned"),
+            ("[gvisor]\nrunsc = 1", "runsc_path"),
+            ("[gvisor]\nrunsc_dirs = \"/opt\"", "runsc_dirs"),
+            ("[delegates.gvisor]\nshim = \"x\"", "delegates.gvisor"),
+            ("[delegates.runc]\n", "shim"),
+            ("[delegates.runc]\nshim = \"./bin/shim\"", "delegates.runc.shim"),
+            ("[delegates.\"a b\"]\nshim = \"x\"", "delegates.a b"),
+            ("[", "expected"),
+        ] {
+            let error = Settings::parse(text, "/etc/creto/runtime.toml").unwrap_err().to_string();
+            assert!(error.contains(expected) && error.starts_with("/etc/creto/runtime.toml"), "{text}: {error}");
+        }
+        assert_eq!(Settings::parse("", "x").unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn a_shim_is_a_backend_once_it_has_a_table_and_kata_always_is() {
+        let settings = Settings::parse("backend = \"runc\"\n[delegates.runc]\nshim = \"/bin/shim\"", "x").unwrap();
+        assert_eq!(settings.backends(), "gvisor, kata, runc");
+        let none = Settings::default();
+        assert!(none.knows(KATA) && !none.knows("runc"), "runc shares the host's kernel: only an operator may allow it");
+    }
+}
