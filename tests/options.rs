@@ -19,10 +19,9 @@ fn refused(node: &Node, id: &str, options: &[&str], expected: &[&str]) {
 fn what_is_unknown_or_not_allowed_is_refused_by_name_and_leaves_nothing() {
     let node = Node::start();
     refused(&node, "a", &["--annotation", "creto.dev/backned=gvisor"], &["creto.dev/backned", "creto.dev/backend"]);
-    refused(&node, "b", &["--annotation", "creto.dev/backend=kata"], &["kata", "allowed: gvisor"]);
+    refused(&node, "b", &["--annotation", "creto.dev/backend=runc"], &["runc", "allowed: gvisor, kata"]);
     refused(&node, "c", &["--annotation", "creto.dev/runsc-path=/bin/sh"], &["/bin/sh", "gvisor.runsc_dirs"]);
     refused(&node, "e", &["--runtime-config-path", "/nonexistent.toml"], &["/nonexistent.toml"]);
-    fs::create_dir_all(node.path("creto/etc")).unwrap();
     fs::write(node.path("creto/etc/runtime.toml"), "bakend = \"gvisor\"").unwrap();
     refused(&node, "f", &[], &["runtime.toml", "bakend"]);
     fs::remove_file(node.path("creto/etc/runtime.toml")).unwrap();
@@ -47,7 +46,6 @@ fn a_canary_runs_on_the_runsc_that_its_annotation_names() {
     let canaries = node.path("canaries");
     fs::create_dir(&canaries).unwrap();
     symlink(Runsc::default().bin(), canaries.join("bin")).unwrap();
-    fs::create_dir_all(node.path("creto/etc")).unwrap();
     let dirs = format!("[gvisor]\nrunsc_dirs = [{:?}]", Runsc::default().bin());
     fs::write(node.path("creto/etc/runtime.toml"), dirs).unwrap();
     // Through a link whose end is in an allowed directory.

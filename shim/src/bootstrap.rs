@@ -1,8 +1,11 @@
-//! The dialects of `start`: what containerd sends on stdin, and what we answer on stdout. Pure.
+//! The dialects of `start`: what containerd sends on stdin, and what shims answer on stdout: we to containerd, and a
+//! downstream shim to us. Pure.
 //! containerd ≤ 2.2 sends nothing useful and takes a bare address; ≥ 2.3 sends `BootstrapParams` and takes it too.
 //! A bare address means ttrpc and `containerd.task.v2.Task` in every version, and we serve that name always.
 
-use containerd_shim_protos::bootstrap_api::BootstrapParams;
+use std::path::Path;
+
+use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
 
 /// Reads no more of stdin than this; real parameters are a few hundred bytes.
@@ -20,9 +23,82 @@ pub fn reply(socket: &str) -> String {
     format!("unix://{socket}")
 }
 
+/// Where a shim listens, and which Task API it has there.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Address {
+    /// With its `unix://`.
+    pub socket: String,
+    /// 2 or 3.
+    pub api: u32,
+}
+
+impl Address {
+    /// Reads a reply: a bare address, JSON (containerd 1.7 to 2.2) or a `BootstrapResult` (since 2.3).
+    pub fn parse(reply: &[u8]) -> Result<Self, String> {
+        #[derive(serde::Deserialize)]
+        struct Json {
+            version: u32,
+            address: String,
+            #[serde(default)]
+            protocol: String,
+        }
+        const SCHEME: &str = "unix://";
+        let text = String::from_utf8_lossy(reply);
+        let (socket, api, protocol) = if text.trim_start().starts_with('{') {
+            let json: Json = serde_json::from_str(&text).map_err(|e| format!("{text:?}: {e}"))?;
+            (json.address, json.version, json.protocol)
+        } else if text.starts_with(SCHEME) {
+            (text.trim_end().to_owned(), 2, String::new())
+        } else {
+            let result = BootstrapResult::parse_from_bytes(reply).unwrap_or_default();
+            (result.address, result.version as u32, result.protocol)
+        };
+        if !socket.starts_with(SCHEME) {
+            return Err(format!("{text:?} names no address"));
+        }
+        match (protocol.as_str(), api) {
+            ("" | "ttrpc", 2 | 3) => Ok(Self { socket, api }),
+            ("" | "ttrpc", _) => Err(format!("it has version {api} of the Task API; 2 and 3 are understood")),
+            (other, _) => Err(format!("it speaks {other}, and only ttrpc is understood")),
+        }
+    }
+
+    /// The socket's file.
+    pub fn path(&self) -> &Path {
+        Path::new(self.socket.trim_start_matches("unix://"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_dialect_of_a_reply_is_read_and_nonsense_is_named() {
+        let address = |socket: &str, api| Ok(Address { socket: socket.into(), api });
+        let result =
+            BootstrapResult { version: 3, address: "unix:///s".into(), protocol: "ttrpc".into(), ..Default::default() };
+        for (reply, expected) in [
+            (&b"unix:///run/s/1"[..], address("unix:///run/s/1", 2)),
+            (b"unix:///run/s/1\n", address("unix:///run/s/1", 2)),
+            (br#"{"version":3,"address":"unix:///s","protocol":"ttrpc"}"#, address("unix:///s", 3)),
+            (br#"{"version":2,"address":"unix:///s"}"#, address("unix:///s", 2)),
+            (&result.write_to_bytes().unwrap(), address("unix:///s", 3)),
+        ] {
+            assert_eq!(Address::parse(reply), expected, "{reply:?}");
+        }
+        for (reply, expected) in [
+            (&b""[..], "no address"),
+            (b"panic: oh", "no address"),
+            (b"\xff\xff", "no address"),
+            (b"{", "EOF"),
+            (br#"{"version":3,"address":"unix:///s","protocol":"grpc"}"#, "grpc"),
+            (br#"{"version":9,"address":"unix:///s"}"#, "version 9"),
+        ] {
+            let error = Address::parse(reply).unwrap_err();
+            assert!(error.contains(expected), "{reply:?}: {error}");
+        }
+    }
 
     #[test]
     fn only_parameters_of_this_very_call_are_accepted() {

@@ -32,6 +32,17 @@ pub enum TaskError {
     /// This backend has no such operation.
     #[error("{0}")]
     Unimplemented(String),
+    /// What a downstream shim answers, word for word.
+    #[error("{text}")]
+    Downstream {
+        /// Its code.
+        code: Code,
+        /// Whose shim it is, and what it says.
+        text: String,
+    },
+    /// A downstream shim does not answer any more.
+    #[error("{0} is gone: {1}")]
+    Gone(String, String),
     /// A step on the host failed.
     #[error("{doing}: {why}")]
     Host {
@@ -56,6 +67,8 @@ impl TaskError {
             Self::WrongPhase { .. } => Code::FAILED_PRECONDITION,
             Self::Invalid(_) => Code::INVALID_ARGUMENT,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
+            Self::Downstream { code, .. } => *code,
+            Self::Gone(..) => Code::UNAVAILABLE,
             Self::Host { .. } => Code::UNKNOWN,
         }
     }

@@ -3,9 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::rt::skip_field_for_tag;
-use containerd_shim_protos::protobuf::{CodedInputStream, Message};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{CodedInputStream, CodedOutputStream, Message};
 use containerd_shim_protos::shim::oci;
 
 use crate::error::TaskError;
@@ -42,7 +42,7 @@ pub fn read(any: Option<&Any>, node: &Path) -> Result<(Settings, TaskOptions), T
             Ok((Settings::of_node(node)?, TaskOptions::of_linux_runtime(&any.value).map_err(invalid)?))
         }
         "runtimeoptions.v1.Options" => {
-            let (path, body) = runtime_options(&any.value).map_err(invalid)?;
+            let (path, body) = config(&any.value).map_err(invalid)?;
             let settings = match (path.as_str(), body.is_empty()) {
                 ("", true) => Settings::of_node(node)?,
                 ("", false) => {
@@ -103,11 +103,25 @@ impl TaskOptions {
     }
 }
 
-/// config_path (2) and config_body (3); the protos crate does not have this message.
-fn runtime_options(bytes: &[u8]) -> Result<(String, Vec<u8>), containerd_shim_protos::protobuf::Error> {
-    const TYPE_URL: u32 = 1 << 3 | 2;
-    const CONFIG_PATH: u32 = 2 << 3 | 2;
-    const CONFIG_BODY: u32 = 3 << 3 | 2;
+// Fields of `runtimeoptions.v1.Options`; the protos crate does not have this message.
+const TYPE_URL: u32 = 1 << 3 | 2;
+const CONFIG_PATH: u32 = 2 << 3 | 2;
+const CONFIG_BODY: u32 = 3 << 3 | 2;
+
+/// `runtimeoptions.v1.Options` that name a configuration, for a downstream shim.
+pub fn runtime_options(config_path: &Path) -> Any {
+    let path = config_path.as_os_str().as_encoded_bytes();
+    let mut value = Vec::new();
+    let mut stream = CodedOutputStream::vec(&mut value);
+    // Writing into memory cannot fail.
+    let _ = stream.write_raw_varint32(CONFIG_PATH).and_then(|()| stream.write_bytes_no_tag(path));
+    let _ = stream.flush();
+    drop(stream);
+    Any { type_url: "runtimeoptions.v1.Options".into(), value, ..Default::default() }
+}
+
+/// The path and the text of a configuration.
+fn config(bytes: &[u8]) -> Result<(String, Vec<u8>), containerd_shim_protos::protobuf::Error> {
     let mut stream = CodedInputStream::from_bytes(bytes);
     let (mut path, mut body) = Default::default();
     while let Some(tag) = stream.read_raw_tag_or_eof()? {
@@ -159,6 +173,12 @@ mod tests {
         let (_, got) = read_any(&any("containerd.linux.runc.CreateOptions", bytes)).unwrap();
         assert_eq!((got.shim_cgroup.as_deref(), got.io_owner), (Some(Path::new("/a")), Some((7, 8))));
         assert!(read_any(&any("containerd.linux.runc.CreateOptions", vec![0xff])).is_err());
+    }
+
+    #[test]
+    fn a_path_for_a_downstream_shim_reads_back() {
+        let any = runtime_options(Path::new("/etc/kata.toml"));
+        assert_eq!(config(&any.value).unwrap(), ("/etc/kata.toml".to_owned(), vec![]));
     }
 
     #[test]

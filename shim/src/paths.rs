@@ -67,6 +67,11 @@ pub fn settings() -> PathBuf {
     root.unwrap_or_else(|| PathBuf::from("/etc/creto")).join("runtime.toml")
 }
 
+/// A program as execvp(3) finds it; one with a path of its own is found there.
+pub fn in_path(program: &Path) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.is_file())
+}
+
 fn hex_digest(text: &str) -> String {
     Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -56,16 +56,21 @@ async fn serve(call: &Call, listener: UnixListener, place: Place) -> Result<(), 
     let mut term = signal(SignalKind::terminate())?;
     tokio::select! {
         () = pod.over.notified() => {}
-        _ = term.recv() => end_all(&pod).await,
+        _ = term.recv() => {
+            end_all(&pod).await;
+            if pod.is_empty() {
+                backend::forget(&dir);
+            }
+            // At once: a Delete that still came through would be one that nobody hears of. What containerd may ask
+            // about is swept by the `delete` action, from disk.
+            return Ok(());
+        }
         () = unused(&pod) => tracing::warn!("no task was created: containerd has given up"),
     }
     events.flush(Duration::from_secs(2)).await;
     // The reply to Shutdown is on its way still; then nobody has anything to ask.
     let _ = tokio::time::timeout(Duration::from_millis(100), server.shutdown()).await;
-    // What SIGTERM left for containerd to ask about is swept by the `delete` action, from disk.
-    if pod.is_empty() {
-        backend::forget(&dir);
-    }
+    backend::forget(&dir);
     Ok(())
 }
 

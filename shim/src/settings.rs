@@ -133,6 +133,9 @@ mod tests {
         let settings = Settings::parse("backend = \"runc\"\n[delegates.runc]\nshim = \"/bin/shim\"", "x").unwrap();
         assert_eq!(settings.backends(), "gvisor, kata, runc");
         let none = Settings::default();
-        assert!(none.knows(KATA) && !none.knows("runc"), "runc shares the host's kernel: only an operator may allow it");
+        assert!(
+            none.knows(KATA) && !none.knows("runc"),
+            "runc shares the host's kernel: only an operator may allow it"
+        );
     }
 }

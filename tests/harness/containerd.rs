@@ -31,6 +31,8 @@ pub struct Setup {
     pub instead_of_runsc: Option<&'static str>,
     /// A tmpfs of so many KiB under containerd's state, where the bundles are.
     pub bundles_kib: Option<u32>,
+    /// runtime.toml; none where it is empty.
+    pub settings: String,
 }
 
 /// A private containerd and what it runs.
@@ -56,8 +58,8 @@ impl Node {
         // Short, for runsc puts sockets into it; 755, for runsc's gofer walks through it as nobody.
         let dir = tempfile::Builder::new().prefix("cr-").tempdir_in("/tmp").unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        for sub in ["bin", "creto", "fifos", "state", "lower", "upper", "work", "merged"] {
-            fs::create_dir(dir.path().join(sub)).unwrap();
+        for sub in ["bin", "creto/etc", "fifos", "state", "lower", "upper", "work", "merged"] {
+            fs::create_dir_all(dir.path().join(sub)).unwrap();
         }
         if let Some(kib) = setup.bundles_kib {
             let size = format!("size={kib}k");
@@ -69,6 +71,9 @@ impl Node {
         let (daemon, ids) = Default::default();
         let node = Self { setup, dir, namespace, snapshotter, daemon, ids };
         node.put_runsc();
+        if !node.setup.settings.is_empty() {
+            fs::write(node.path("creto/etc/runtime.toml"), &node.setup.settings).unwrap();
+        }
         node.start_containerd();
         let archive = node.path("image.tar");
         fs::write(&archive, images::archive()).unwrap();
@@ -259,14 +264,18 @@ path = "{dir}/opt"
 
     /// Host pids of the node's shims.
     pub fn shims(&self) -> Vec<i32> {
-        let of_a_shim = |p: &leaks::Process| p.command.contains("containerd-shim-creto-v2");
-        leaks::processes_of(self.dir.path()).into_iter().filter(of_a_shim).map(|p| p.pid).collect()
+        self.processes("containerd-shim-creto-v2")
     }
 
     /// Host pids of the node's sandboxes.
     pub fn sandboxes(&self) -> Vec<i32> {
-        let of_a_sandbox = |p: &leaks::Process| p.command.starts_with("runsc-sandbox");
-        leaks::processes_of(self.dir.path()).into_iter().filter(of_a_sandbox).map(|p| p.pid).collect()
+        self.processes("runsc-sandbox")
+    }
+
+    /// Host pids of the node's processes of one program.
+    pub fn processes(&self, program: &str) -> Vec<i32> {
+        let of = |p: &leaks::Process| p.command.split(' ').next().is_some_and(|first| first.ends_with(program));
+        leaks::processes_of(self.dir.path()).into_iter().filter(of).map(|p| p.pid).collect()
     }
 
     /// Checks that, of all containers so far, nothing is left on the machine. They must have been removed.

@@ -1,5 +1,6 @@
 //! What isolates a pod: one trait over gVisor and over other shims, and the making of the one that was chosen.
 
+mod delegate;
 pub mod gvisor;
 
 use std::fs;
@@ -19,6 +20,7 @@ use crate::task::{Exit, Phase};
 use crate::tasks::Key;
 use crate::{paths, stdio};
 
+use delegate::Delegate;
 use gvisor::Gvisor;
 use gvisor::cli::Runsc;
 
@@ -110,7 +112,7 @@ pub trait Backend: Send + Sync {
 pub fn open(maker: &Maker, place: Place) -> Result<Arc<dyn Backend>, TaskError> {
     match maker {
         Maker::Gvisor(runsc) => Ok(Arc::new(Gvisor::open(place, runsc.as_deref())?)),
-        Maker::Delegate(name, _) => Err(TaskError::Unimplemented(format!("backend {name}: not built yet"))),
+        Maker::Delegate(name, settings) => Ok(Arc::new(Delegate::open(place, name, settings)?)),
     }
 }
 
@@ -121,7 +123,10 @@ pub fn forget(dir: &Path) {
 
 /// Removes what a killed shim has left of one container, from disk alone. Idempotent.
 pub fn sweep(place: &Place, id: &str) -> io::Result<()> {
-    gvisor::sweep(place, id)?;
+    match delegate::Shim::of(place) {
+        Some(shim) => delegate::sweep(&shim, id)?,
+        None => gvisor::sweep(place, id)?,
+    }
     let _ = fs::remove_dir_all(paths::bundle(&place.dir, id));
     if id == place.group {
         forget(&place.dir);

@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
-use nix::sys::stat::fstat;
-use nix::unistd::pipe2;
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd::{mkfifo, pipe2};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use binary::Logger;
@@ -52,6 +52,8 @@ pub struct Io {
     logger: Option<Logger>,
     console: Option<Console>,
     typed: Option<UnboundedReceiver<Signal>>,
+    /// Of a relayed input: as long as nobody has opened it, it must have a reader.
+    relay: Option<OwnedFd>,
 }
 
 /// What nobody has read yet; kept until the process is deleted.
@@ -78,6 +80,16 @@ impl Io {
         self.typed.take()
     }
 
+    /// Resolves when all input has gone to the process; at once where it has none.
+    pub fn input_over(&mut self) -> impl Future<Output = ()> + Send + use<> {
+        let over = self.stdin.as_mut().and_then(Stdin::over);
+        async move {
+            if let Some(over) = over {
+                let _ = over.await; // its sender goes with the copying
+            }
+        }
+    }
+
     /// CloseIO.
     pub fn close_stdin(&mut self) {
         if let Some(stdin) = &mut self.stdin {
@@ -92,8 +104,8 @@ impl Io {
 
     /// The process has ended: the rest of its output goes out, then its readers may see the end.
     pub async fn finish(self) -> Unread {
-        let Self { stdin, fifos, logger, console, typed: _ } = self;
-        drop(stdin);
+        let Self { stdin, fifos, logger, console, typed: _, relay } = self;
+        drop((stdin, relay));
         if let Some(console) = console {
             console.finish().await;
         }
@@ -148,6 +160,28 @@ pub async fn open(request: &Request, namespace: &str, id: &str) -> io::Result<([
         }
     }
     Ok((fds, io))
+}
+
+/// The stdio of a process that another shim runs, which opens what the returned request names. Its input passes through
+/// `input`, a FIFO of ours, so that it ends when the client's has, and a closing that waits for the end finds it. Of its
+/// outputs we hold both ends beside it: with containerd away nothing is lost, whatever that shim does.
+pub fn relayed(request: &Request, input: &Path) -> io::Result<(Request, Io)> {
+    let mut io = Io::default();
+    for uri in [&request.stdout, &request.stderr] {
+        let path = uri.strip_prefix("fifo://").unwrap_or(uri);
+        if !path.is_empty() && !path.contains("://") {
+            io.fifos.push(fifo::open(Path::new(path))?);
+        }
+    }
+    let mut theirs = request.clone();
+    if !request.stdin.is_empty() {
+        mkfifo(input, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        let fifo::Ends { reader, writer, .. } = fifo::open(input)?;
+        io.stdin = Some(Stdin::new(&request.stdin, Sink::stream(writer)?));
+        io.relay = Some(reader);
+        theirs.stdin = input.to_string_lossy().into_owned();
+    }
+    Ok((theirs, io))
 }
 
 /// The client's side of a terminal that is still to come.

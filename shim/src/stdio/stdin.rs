@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::copy::{Sink, copy};
@@ -23,6 +24,8 @@ pub struct Stdin {
     state: State,
     /// CloseIO came, maybe before the process ran.
     closed: bool,
+    /// Dropped when the copying ends; its other end is for whoever waits for that.
+    over: (Option<oneshot::Sender<()>>, Option<oneshot::Receiver<()>>),
 }
 
 enum State {
@@ -41,7 +44,13 @@ enum State {
 impl Stdin {
     /// Nothing is opened yet.
     pub fn new(fifo: &str, to: Sink) -> Self {
-        Self { state: State::Waiting { fifo: fifo.into(), to }, closed: false }
+        let (copying, over) = oneshot::channel();
+        Self { state: State::Waiting { fifo: fifo.into(), to }, closed: false, over: (Some(copying), Some(over)) }
+    }
+
+    /// What resolves, with an error, when all has been copied; once.
+    pub fn over(&mut self) -> Option<oneshot::Receiver<()>> {
+        self.over.1.take()
     }
 
     /// The process runs: its input flows from here on.
@@ -55,15 +64,14 @@ impl Stdin {
             // With no writer of ours the FIFO reports nothing until the client, which our reader lets in, is done.
             true => (fifo::open_reader(Path::new(&fifo))?, None),
         };
-        let (from, closed) = (sys::watch(reader)?, self.closed);
+        let (from, closed, copying) = (sys::watch(reader)?, self.closed, self.over.0.take());
         let task = tokio::spawn(async move {
-            if closed && tokio::time::timeout(LATE_CLIENT, from.readable()).await.is_err() {
-                return; // the client has gone without a word
-            }
-            // `to` goes with this task: the process then reads the end of its input.
-            if let Err(error) = copy(&from, &to, None).await {
+            let _copying = copying;
+            let gone = closed && tokio::time::timeout(LATE_CLIENT, from.readable()).await.is_err();
+            if !gone && let Err(error) = copy(&from, &to, None).await {
                 tracing::debug!(%error, "input ended");
             }
+            drop(to); // the process reads the end of its input, and only then is it over
         });
         self.state = State::Copying { ours, task };
         Ok(())

@@ -3,10 +3,12 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use sha2::{Digest, Sha256};
+
+use crate::paths;
 
 /// Flags that older builds do not know, each with what is lost without it.
 const OPTIONAL: [(&str, &str); 2] = [
@@ -22,7 +24,7 @@ impl Features {
     /// Of a runsc, looked up in PATH if it is a bare name; none where there is no runsc, which Create will say. `memory`
     /// is a directory for what was learnt. The first time it waits for a process, without letting the reaper run.
     pub fn probe(program: &Path, memory: &Path) -> Self {
-        let Some(runsc) = in_path(program) else { return Self::default() };
+        let Some(runsc) = paths::in_path(program) else { return Self::default() };
         let remembered = memory.join(format!("runsc-{}.flags", build(&runsc)));
         if let Ok(text) = fs::read_to_string(&remembered) {
             return Self::known(&text);
@@ -57,10 +59,6 @@ impl Features {
     pub fn args(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|flag| format!("--{flag}"))
     }
-}
-
-fn in_path(program: &Path) -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
 
 /// One build: the same file, unchanged.

@@ -1,0 +1,100 @@
+//! What Kata Containers needs of a host, and what it leaves there when it is not seen off properly.
+//! Observed with containerd-shim-kata-v2 4.1.0; docs/compatibility.md says what was not run here.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::mounts;
+
+/// Where Kata keeps its state.
+pub const RUN: &str = "/run";
+
+/// Whether this program is Kata's shim.
+pub fn is(program: &Path) -> bool {
+    program.file_name().is_some_and(|name| name.to_string_lossy().starts_with("containerd-shim-kata"))
+}
+
+/// What this host lacks, for whoever reads that Kata could not make a sandbox. Advice and no check: which of it a build
+/// or a configuration of Kata can do without, Kata alone knows.
+pub fn advice() -> String {
+    const NEEDS: [(&str, &str); 3] = [
+        ("/dev/kvm", "hardware virtualization (enable it in the firmware, or nested for a virtual machine)"),
+        ("/dev/vhost-vsock", "vsock for QEMU (modprobe vhost_vsock)"),
+        ("/dev/log", "a syslog daemon (systemd-journald or rsyslog)"),
+    ];
+    let lacks: Vec<_> = NEEDS.iter().filter(|(path, _)| !Path::new(path).exists()).collect();
+    let said: Vec<_> = lacks.iter().map(|(path, what)| format!("{path}: {what}")).collect();
+    if said.is_empty() { String::new() } else { format!("; this host lacks {}", said.join(", ")) }
+}
+
+/// Removes what is left of a sandbox below `run` whose shim has ended: its machine, its directories, its mounts.
+pub fn sweep(run: &Path, id: &str) {
+    let state = run.join("vc/sbs").join(id);
+    let persisted = fs::read(state.join("persist.json")).unwrap_or_default();
+    for pid in hypervisor_pids(&persisted) {
+        // Pids are reused: only a process that was told of this sandbox is its machine.
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if line.windows(id.len()).any(|part| part == id.as_bytes()) {
+            tracing::warn!(id, pid, "killing what is left of a Kata sandbox");
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    let shared = run.join("kata-containers/shared/sandboxes").join(id);
+    for mount in mounts_below(&shared) {
+        mounts::unmount_all(&mount);
+    }
+    for dir in [state, run.join("vc/vm").join(id), shared] {
+        let _ = fs::remove_dir_all(dir);
+    }
+}
+
+/// The machine and its file server, of Kata's persist.json.
+fn hypervisor_pids(persisted: &[u8]) -> Vec<i32> {
+    let state: serde_json::Value = serde_json::from_slice(persisted).unwrap_or_default();
+    let pids = ["Pid", "VirtiofsDaemonPid"].map(|key| state.get("HypervisorState")?.get(key)?.as_i64());
+    pids.into_iter().flatten().filter(|pid| *pid > 1).filter_map(|pid| i32::try_from(pid).ok()).collect()
+}
+
+/// The last mounted first.
+fn mounts_below(dir: &Path) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = table.lines().rev().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    points.filter(|point| point.starts_with(dir)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_machine_of_this_very_sandbox_is_killed_and_its_directories_go() {
+        let run = tempfile::tempdir().unwrap();
+        // What sh is told after its script is its own business, and names the sandbox.
+        let spawn = |name: &str| {
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", "read forever", name]).stdin(std::process::Stdio::piped()).spawn().unwrap()
+        };
+        let (mut machine, mut stranger) = (spawn("/run/vc/vm/kata-1/clh.sock"), spawn("other"));
+        let state = run.path().join("vc/sbs/kata-1");
+        fs::create_dir_all(&state).unwrap();
+        let pids = format!(r#"{{"HypervisorState":{{"Pid":{},"VirtiofsDaemonPid":{}}}}}"#, machine.id(), stranger.id());
+        fs::write(state.join("persist.json"), pids).unwrap();
+        sweep(run.path(), "kata-1");
+        assert!(!state.exists());
+        use std::os::unix::process::ExitStatusExt;
+        assert_eq!(machine.wait().unwrap().signal(), Some(9));
+        assert_eq!(stranger.try_wait().unwrap(), None);
+        drop(stranger.stdin.take());
+        stranger.wait().unwrap();
+    }
+
+    #[test]
+    fn garbage_names_no_process() {
+        for text in ["", "{", "[]", r#"{"HypervisorState":{"Pid":-1,"VirtiofsDaemonPid":1}}"#] {
+            assert_eq!(hypervisor_pids(text.as_bytes()), Vec::<i32>::new(), "{text}");
+        }
+    }
+}
