@@ -21,5 +21,6 @@ mod options;
 mod pause_resume;
 mod pod;
 mod quickstart;
+mod rootfs;
 mod run_exec_attach;
 mod stdio;

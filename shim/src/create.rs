@@ -12,6 +12,7 @@ use containerd_shim_protos::events::task as ev;
 use containerd_shim_protos::protobuf::MessageField;
 use nix::sys::signal::Signal;
 
+use crate::args::{IDENTIFIER, is_identifier};
 use crate::backend::{Made, NewContainer};
 use crate::error::TaskError;
 use crate::events::timestamp;
@@ -29,6 +30,7 @@ const LAST_SIGNAL: u32 = 64;
 /// Create: the sandbox is there and nothing of the workload runs. Returns the task's pid.
 pub async fn create(pod: &Arc<Pod>, req: CreateTaskRequest) -> Result<u32, TaskError> {
     let _one_at_a_time = pod.creating.lock().await;
+    named("id", &req.id)?;
     let key = Key::init(&req.id);
     if pod.has(&key) {
         return Err(TaskError::AlreadyExists(key.to_string()));
@@ -46,6 +48,14 @@ pub async fn create(pod: &Arc<Pod>, req: CreateTaskRequest) -> Result<u32, TaskE
     pod.events.publish("/tasks/create", &event);
     pod.heed(key)?;
     Ok(pid as u32)
+}
+
+/// Names become names of directories and sockets.
+pub fn named(field: &'static str, name: &str) -> Result<(), TaskError> {
+    match is_identifier(name) {
+        true => Ok(()),
+        false => Err(TaskError::Invalid(format!("{field} {name:?} {IDENTIFIER}"))),
+    }
 }
 
 async fn make(pod: &Pod, req: &CreateTaskRequest) -> Result<Process, TaskError> {

@@ -33,6 +33,8 @@ pub struct Setup {
     pub bundles_kib: Option<u32>,
     /// runtime.toml; none where it is empty.
     pub settings: String,
+    /// containerd's snapshotter; overlayfs where the file system can carry it, else native.
+    pub snapshotter: Option<&'static str>,
 }
 
 /// A private containerd and what it runs.
@@ -67,7 +69,7 @@ impl Node {
                 .unwrap();
         }
         let namespace = format!("t{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
-        let snapshotter = snapshotter(dir.path());
+        let snapshotter = setup.snapshotter.unwrap_or_else(|| snapshotter(dir.path()));
         let (daemon, ids) = Default::default();
         let node = Self { setup, dir, namespace, snapshotter, daemon, ids };
         node.put_runsc();
@@ -78,7 +80,10 @@ impl Node {
         let archive = node.path("image.tar");
         fs::write(&archive, images::archive()).unwrap();
         let archive = archive.to_str().unwrap();
-        node.ctr(&["image", "import", "--snapshotter", node.snapshotter, archive]).ok();
+        // containerd 2's own import unpacks for one snapshotter, its client's for any.
+        let local = node.setup.snapshotter.map(|_| "--local");
+        let import = ["image", "import", "--snapshotter", node.snapshotter].into_iter().chain(local).chain([archive]);
+        node.ctr(&import.collect::<Vec<_>>()).ok();
         node
     }
 
