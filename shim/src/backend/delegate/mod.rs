@@ -7,11 +7,11 @@ mod kata;
 mod spawn;
 mod sweep;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -82,8 +82,8 @@ pub struct Delegate {
     heard: Heard,
     up: OnceCell<(Downstream, Listening)>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
-    /// Something ended in another way than by its own Delete, so that the downstream may have left things behind.
-    untidy: AtomicBool,
+    /// Containers that ended in another way than by their own Delete: the downstream may have left things of them.
+    untidy: Mutex<BTreeSet<String>>,
 }
 
 #[derive(Default)]
@@ -164,8 +164,8 @@ impl Delegate {
         Ok(())
     }
 
-    fn untidy(&self) {
-        self.untidy.store(true, Ordering::Relaxed);
+    fn untidy(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.untidy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -190,7 +190,7 @@ impl Backend for Delegate {
         };
         let created = downstream.call::<_, CreateTaskResponse>("Create", &request, BOOT).await;
         let created = created.map_err(|error| {
-            self.untidy();
+            self.untidy().insert(new.id.to_owned());
             self.explain(error)
         })?;
         self.close_input_when_over(&Key::init(new.id), &mut io)?;
@@ -233,7 +233,7 @@ impl Backend for Delegate {
                 Ok(answer) => Exit { status: answer.exit_status, at: time(&answer.exited_at) },
                 Err(error) => {
                     tracing::warn!(backend = self.shim.name, sandbox = key.id, %error, "no exit status");
-                    self.untidy();
+                    self.untidy().insert(key.id.clone());
                     Exit { status: KILLED, at: SystemTime::now() }
                 }
             },
@@ -248,7 +248,7 @@ impl Backend for Delegate {
                 // Kata signals nothing that it has not started, but it deletes it.
                 let request = DeleteRequest { id, ..Default::default() };
                 self.up()?.call::<_, DeleteResponse>("Delete", &request, PROMPT).await?;
-                self.untidy();
+                self.untidy().insert(key.id.clone());
                 if let Some(container) = self.containers().get(&key.id) {
                     container.killed.notify_one();
                 }
@@ -328,11 +328,11 @@ impl Backend for Delegate {
             let request = DeleteRequest { id: id.to_owned(), ..Default::default() };
             if let Err(error) = downstream.call::<_, DeleteResponse>("Delete", &request, PROMPT).await {
                 tracing::debug!(sandbox = id, %error, "the downstream shim did not delete it");
-                self.untidy();
+                self.untidy().insert(id.to_owned());
             }
         }
         if self.containers().is_empty() {
-            let untidy = self.untidy.load(Ordering::Relaxed).then_some(id);
+            let untidy = std::mem::take(&mut *self.untidy());
             self.shim.dismiss(self.up().ok(), untidy).await;
         }
     }

@@ -1,5 +1,6 @@
 //! The end of a downstream shim: asked for, brought about, and what it left behind removed.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -20,16 +21,16 @@ const DELETE: Duration = Duration::from_secs(3);
 const BUDGET: Duration = Duration::from_millis(4500);
 
 impl Shim {
-    /// Asks it to end and sees to it; with `untidy`, a container's name, what it left behind is removed as well.
-    pub async fn dismiss(&self, shim: Option<&Downstream>, untidy: Option<&str>) {
+    /// Asks it to end and sees to it; what it left behind of the `untidy` containers is removed as well.
+    pub async fn dismiss(&self, shim: Option<&Downstream>, untidy: BTreeSet<String>) {
         if let Some(shim) = shim {
             let request = ShutdownRequest { id: self.place.group.clone(), ..Default::default() };
             // Some end before they have answered.
             let _ = shim.call::<_, Empty>("Shutdown", &request, BRIEF).await;
         }
         self.gone().await;
-        if let Some(id) = untidy {
-            self.tidy(id).await;
+        for id in untidy {
+            self.tidy(&id).await;
         }
     }
 
@@ -60,18 +61,18 @@ impl Shim {
             Some(address) => Downstream::connect(&self.name, &address).await.ok(),
             None => None,
         };
-        let mut untidy = Vec::new();
+        let mut untidy = BTreeSet::new();
         for id in ids {
             let well = match &shim {
                 Some(shim) => self.end(shim, &id).await,
                 None => false,
             };
             if !well {
-                untidy.push(id);
+                untidy.insert(id);
             }
         }
         if all {
-            self.dismiss(shim.as_ref(), None).await;
+            return self.dismiss(shim.as_ref(), untidy).await;
         }
         for id in untidy {
             self.tidy(&id).await;
