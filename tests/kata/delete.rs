@@ -1,0 +1,43 @@
+//! The `delete` action, which a caller must take for what it is (§1, §5): no success, then a panic, then slow.
+
+use std::io;
+use std::time::{Duration, SystemTime};
+
+use containerd_shim_protos::api::DeleteResponse;
+use containerd_shim_protos::protobuf::{Message, MessageField};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::leftovers::Leftovers;
+use crate::{Call, Failure, events, guest, linger};
+
+/// The real one takes 30 s, which is the agent's deadline; a test has not so much patience.
+const AGENT_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Runs the action.
+pub fn run(call: &Call) -> Result<(), Failure> {
+    let leftovers = Leftovers::of(&call.id)?;
+    let dir = leftovers.sandbox();
+    if !dir.exists() {
+        // §1: after a good end too
+        return Err(format!("open {}: no such file or directory", dir.display()).into());
+    }
+    let [vmm, virtiofsd] = leftovers.pids()?;
+    if guest::is_alive(vmm as u32) {
+        // §5: the guest is powered off, then the shim falls over; nothing on stdout
+        let _ = kill(Pid::from_raw(vmm), Signal::SIGKILL);
+        eprintln!("panic: runtime error: invalid memory address or nil pointer dereference\n\ngoroutine 1 [running]:");
+        eprintln!(
+            "github.com/kata-containers/kata-containers/src/runtime/virtcontainers.(*cloudHypervisor).isClhRunning"
+        );
+        std::process::exit(2);
+    }
+    linger(AGENT_DEADLINE);
+    if guest::is_alive(virtiofsd as u32) {
+        let _ = kill(Pid::from_raw(virtiofsd), Signal::SIGKILL);
+    }
+    leftovers.remove_but_shared();
+    let exited_at = MessageField::some(events::timestamp(SystemTime::now()));
+    let answer = DeleteResponse { exit_status: 137, exited_at, ..Default::default() };
+    Ok(answer.write_to_writer(&mut io::stdout())?)
+}
