@@ -11,6 +11,7 @@ mod containerd_versions;
 mod events;
 mod exit_codes;
 mod failed_create;
+mod kata_habits;
 mod killed_shim;
 mod many_at_once;
 mod metrics;

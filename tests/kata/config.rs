@@ -41,6 +41,7 @@ pub enum Order {
     /// In turn; whose turn is first depends on the sandbox's id.
     #[default]
     InTurn,
+    /// An exit that comes within two seconds, too.
     EventFirst,
     ReplyFirst,
 }

@@ -26,8 +26,12 @@ use crate::sandbox::{Container, Exit, Phase, Process, Sandbox};
 use crate::service::{Service, unknown};
 use crate::stdio::{Paths, Stdios};
 
-/// Longer is not waited for an event that shall come before a reply: who takes events may hold them back.
-const EVENT_FIRST: Duration = Duration::from_millis(30);
+/// Longer is not waited for a start event that shall come before the reply: who takes events may hold them back.
+const START_FIRST: Duration = Duration::from_millis(50);
+/// Nor for an exit: most processes run on.
+const EXIT_FIRST: Duration = Duration::from_millis(50);
+/// But where a test asked for it.
+const EXIT_SURELY_FIRST: Duration = Duration::from_secs(2);
 
 impl Service {
     /// Create: gives the pid.
@@ -122,17 +126,18 @@ impl Service {
     /// Start: gives the pid. §4: start, exec-started and exit come before or after the reply.
     pub fn begin(&self, id: &str, exec: &str) -> ttrpc::Result<u32> {
         let mut sandbox = self.lock();
+        let in_turn = (self.call.id.bytes().map(u32::from).sum::<u32>() + sandbox.starts).is_multiple_of(2);
         let event_first = match sandbox.config.order {
-            Order::EventFirst => true,
-            Order::ReplyFirst => false,
-            Order::InTurn => (self.call.id.bytes().map(u32::from).sum::<u32>() + sandbox.starts).is_multiple_of(2),
+            Order::EventFirst => Some(EXIT_SURELY_FIRST),
+            Order::ReplyFirst => None,
+            Order::InTurn => in_turn.then_some(EXIT_FIRST),
         };
         sandbox.starts += 1;
         self.launch(&mut sandbox, id, exec)?;
         let (pid, copies) = (sandbox.pid, sandbox.config.events);
         let ending = sandbox.process(id, exec)?.ending.clone();
         let (container_id, exec_id) = (id.to_owned(), exec.to_owned());
-        let delay = if event_first { Duration::ZERO } else { AFTER_REPLY };
+        let delay = if event_first.is_some() { Duration::ZERO } else { AFTER_REPLY };
         let taken = match exec {
             "" => {
                 let event = TaskStart { container_id, pid, ..Default::default() };
@@ -144,9 +149,9 @@ impl Service {
             }
         };
         drop(sandbox); // an exit needs the lock
-        if event_first {
-            let _ = taken.recv_timeout(EVENT_FIRST);
-            ending.wait_published(EVENT_FIRST);
+        if let Some(patience) = event_first {
+            let _ = taken.recv_timeout(START_FIRST);
+            ending.wait_published(patience);
         }
         Ok(pid)
     }
