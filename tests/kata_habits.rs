@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use containerd_shim_protos::api::*;
 use containerd_shim_protos::cgroups::metrics::Metrics;
@@ -154,21 +155,10 @@ fn close_io_keeps_every_other_call_waiting_until_the_fifo_ends() {
         let close = scope.spawn(|| {
             kata.call::<_, Empty>("CloseIO", &CloseIORequest { id: "c1".into(), stdin: true, ..Default::default() })
         });
-        wait_until("the lock to be taken", || {
-            // A call that gets through was before CloseIO; one that does not within a while is behind it.
-            let (answered, answer) = std::sync::mpsc::channel();
-            let address = kata.address().to_owned();
-            std::thread::spawn(move || {
-                let client = containerd_shim_protos::shim_sync::Client::connect(&address).unwrap();
-                let request = containerd_shim_protos::ttrpc::proto::Request {
-                    service: "containerd.task.v2.Task".into(),
-                    method: "Connect".into(),
-                    ..Default::default()
-                };
-                let _ = answered.send(client.request(request).is_ok());
-            });
-            answer.recv_timeout(std::time::Duration::from_millis(500)).is_err()
-        });
+        // Those that come before it are answered, those behind it are not.
+        let connect = ConnectRequest::new();
+        let other = || kata.call_in_time::<_, ConnectResponse>("Connect", &connect, Duration::from_millis(500));
+        wait_until("the lock to be taken", || other() == Err(Refusal::Late));
         assert!(!close.is_finished());
         drop(stdin);
         close.join().unwrap().unwrap();
@@ -189,7 +179,10 @@ fn a_second_start_poisons_wait() {
     wait_until("its true end", || kata.state("c1", "").unwrap().status == Status::STOPPED.into());
     assert_eq!(kata.wait("c1", "").unwrap().0, 255);
     assert_eq!(kata.delete("c1", "").unwrap().1, 255);
+    kata.wait_told(&format!("delete c1 {} 255", vmm(&kata)));
     assert!(!kata.told().iter().any(|line| line.starts_with("exit")), "{:?}", kata.told());
+    let shutdown = kata.call_in_time::<_, Empty>("Shutdown", &ShutdownRequest::new(), Duration::from_secs(1));
+    assert_eq!(shutdown, Err(Refusal::Late));
 }
 
 #[test]
@@ -338,6 +331,13 @@ fn a_pod_shares_one_vm_and_ends_with_its_sandbox() {
         };
         assert_eq!(kata.create(id, &["sleep", "1000"], in_pod).unwrap(), pid);
         assert_eq!(kata.begin(id, "").unwrap(), pid);
+        // `start` for it finds the sandbox's daemon.
+        let mut start = Command::new(program());
+        start.args(["-namespace", "ns", "-id", id, "-address"]).arg(kata.path("containerd.sock")).arg("start");
+        start.current_dir(kata.path(id));
+        assert_eq!(Running::start(start).finish_without_input().ok(), kata.address());
+        assert_eq!(kata.text(&format!("{id}/address")), kata.address());
+        assert!(!kata.path(&format!("{id}/shim.pid")).exists());
     }
     assert_eq!(kata.delete("c2", "").unwrap(), (pid, 0, YEAR_ONE));
     kata.wait_told(&format!("exit c2 c2 {pid} 137"));

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use containerd_shim_protos::api::*;
 use containerd_shim_protos::events::task::*;
@@ -13,6 +14,7 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim_sync::{Client, Events, create_events};
 use containerd_shim_protos::ttrpc::proto::Request;
 use containerd_shim_protos::ttrpc::{self, Code, Server, TtrpcContext};
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
@@ -20,7 +22,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::process::{Finished, Running};
-use super::{images, leaks, wait_until};
+use super::{PATIENCE, images, leaks, wait_until};
 
 /// One sandbox of the imitation, in a bundle of its own.
 pub struct Kata {
@@ -28,7 +30,7 @@ pub struct Kata {
     id: String,
     address: String,
     told: Told,
-    _events: Server,
+    server: Server,
 }
 
 /// What was told: a line for each event, `topic container id pid status`.
@@ -42,6 +44,8 @@ pub enum Refusal {
     Status(Code, String),
     /// The connection has ended.
     Closed,
+    /// No answer came within the call's deadline.
+    Late,
 }
 
 impl Events for Told {
@@ -82,10 +86,10 @@ impl Kata {
         let told = Told::default();
         let events = format!("unix://{}", dir.path().join("events.sock").display());
         let server = Server::new().bind(&events).unwrap().register_service(create_events(Arc::new(told.clone())));
-        let mut kata = Self { dir, id: id.to_owned(), address: String::new(), told, _events: server };
-        kata._events.start().unwrap();
+        let mut kata = Self { dir, id: id.to_owned(), address: String::new(), told, server };
+        kata.server.start().unwrap();
         // It must have a reader before the daemon looks; what it says is of no interest.
-        let log = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(kata.path("log")).unwrap();
+        let log = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(kata.path("log")).unwrap();
         kata.address = kata.action("start").ok();
         kata.call::<_, ConnectResponse>("Connect", &ConnectRequest::new()).unwrap(); // it has opened its log
         drop(log);
@@ -127,18 +131,40 @@ impl Kata {
         self.call_service("containerd.task.v2.Task", method, request)
     }
 
-    /// The same of any service.
+    /// The same, of a server that may not answer.
+    pub fn call_in_time<Q: Message, A: Message>(
+        &self,
+        method: &str,
+        request: &Q,
+        patience: Duration,
+    ) -> Result<A, Refusal> {
+        self.request("containerd.task.v2.Task", method, request, patience)
+    }
+
+    /// The same, of any service.
     pub fn call_service<Q: Message, A: Message>(&self, service: &str, method: &str, request: &Q) -> Result<A, Refusal> {
+        self.request(service, method, request, PATIENCE)
+    }
+
+    fn request<Q: Message, A: Message>(
+        &self,
+        service: &str,
+        method: &str,
+        request: &Q,
+        patience: Duration,
+    ) -> Result<A, Refusal> {
         let client = Client::connect(&self.address).map_err(|_| Refusal::Closed)?;
         let request = Request {
             service: service.to_owned(),
             method: method.to_owned(),
             payload: request.write_to_bytes().unwrap(),
+            timeout_nano: patience.as_nanos() as i64,
             ..Default::default()
         };
         match client.request(request) {
             Ok(answer) => Ok(A::parse_from_bytes(&answer.payload).unwrap()),
             Err(ttrpc::Error::RpcStatus(status)) => Err(Refusal::Status(status.code(), status.message().to_owned())),
+            Err(ttrpc::Error::Others(text)) if text.contains("Receiver timeout") => Err(Refusal::Late),
             Err(_) => Err(Refusal::Closed),
         }
     }

@@ -1,6 +1,8 @@
 //! The `delete` action, which a caller must take for what it is (§1, §5): no success, then a panic, then slow.
 
+use std::fs;
 use std::io;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::DeleteResponse;
@@ -9,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::leftovers::Leftovers;
-use crate::{Call, Failure, events, guest, linger};
+use crate::{Call, Failure, events, linger};
 
 /// The real one takes 30 s, which is the agent's deadline; a test has not so much patience.
 const AGENT_DEADLINE: Duration = Duration::from_secs(3);
@@ -23,9 +25,8 @@ pub fn run(call: &Call) -> Result<(), Failure> {
         return Err(format!("open {}: no such file or directory", dir.display()).into());
     }
     let [vmm, virtiofsd] = leftovers.pids()?;
-    if guest::is_alive(vmm as u32) {
+    if end(vmm, &leftovers) {
         // §5: the guest is powered off, then the shim falls over; nothing on stdout
-        let _ = kill(Pid::from_raw(vmm), Signal::SIGKILL);
         eprintln!("panic: runtime error: invalid memory address or nil pointer dereference\n\ngoroutine 1 [running]:");
         eprintln!(
             "github.com/kata-containers/kata-containers/src/runtime/virtcontainers.(*cloudHypervisor).isClhRunning"
@@ -33,11 +34,16 @@ pub fn run(call: &Call) -> Result<(), Failure> {
         std::process::exit(2);
     }
     linger(AGENT_DEADLINE);
-    if guest::is_alive(virtiofsd as u32) {
-        let _ = kill(Pid::from_raw(virtiofsd), Signal::SIGKILL);
-    }
+    end(virtiofsd, &leftovers);
     leftovers.remove_but_shared();
     let exited_at = MessageField::some(events::timestamp(SystemTime::now()));
     let answer = DeleteResponse { exit_status: 137, exited_at, ..Default::default() };
     Ok(answer.write_to_writer(&mut io::stdout())?)
+}
+
+/// Kills a process of this VM; `false` where it has ended. Its pid may be another's by now.
+fn end(pid: i32, leftovers: &Leftovers) -> bool {
+    let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let alive = line.split('\0').any(|word| Path::new(word) == leftovers.vm());
+    alive && kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok()
 }

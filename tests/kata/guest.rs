@@ -1,9 +1,11 @@
 //! The "VM" from outside: a pid namespace whose first process stands for the VMM. Whoever kills that process kills all
 //! that runs in it: the kernel sees to it.
 
-use std::fs;
+use std::fs::{self, File, Metadata};
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use nix::sched::{CloneFlags, unshare};
@@ -58,15 +60,15 @@ impl Guest {
         program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.spawn(program)?;
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else { unreachable!("piped") };
-        let scope = Scope { namespace: String::new(), holder: child.id() };
-        let mut holder = Holder { child, stdin, stdout: BufReader::new(stdout), scope };
-        if holder.answer()? != "ready" {
-            let stderr = holder.child.stderr.take().map(io::read_to_string).transpose()?;
-            holder.end();
-            return Err(io::Error::other(stderr.unwrap_or_default()));
+        let mut stdout = BufReader::new(stdout);
+        if line(&mut stdout)? != "ready" {
+            let said = child.stderr.take().map(io::read_to_string).transpose()?;
+            child.wait()?;
+            return Err(io::Error::other(said.unwrap_or_default()));
         }
-        holder.scope.namespace = mount_namespace(holder.pid()).unwrap_or_default();
-        Ok(holder)
+        let namespace = Arc::new(File::open(format!("/proc/{}/ns/mnt", child.id()))?);
+        let scope = Scope { namespace, holder: child.id() };
+        Ok(Holder { child, stdin, stdout, scope })
     }
 
     /// Takes its power, and what belongs to it. A holder that is not waited for would keep the VMM a zombie for ever.
@@ -114,16 +116,10 @@ impl Holder {
         self.child.id()
     }
 
-    fn answer(&mut self) -> io::Result<String> {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line)?;
-        Ok(line.trim_end().to_owned())
-    }
-
     /// Whether the program of `process` is there.
     pub fn finds(&mut self, process: &ProcessSpec) -> io::Result<bool> {
         writeln!(self.stdin, "{}", serde_json::to_string(process)?)?;
-        Ok(self.answer()? == "found")
+        Ok(line(&mut self.stdout)? == "found")
     }
 
     /// Kills what runs in the container, and lets go of its mounts.
@@ -137,7 +133,8 @@ impl Holder {
 /// The processes of a container: those that see its mounts.
 #[derive(Clone)]
 pub struct Scope {
-    namespace: String,
+    /// Open, so that no other namespace gets its number: strangers would be killed.
+    namespace: Arc<File>,
     holder: u32,
 }
 
@@ -153,13 +150,17 @@ impl Scope {
     pub fn processes(&self) -> Vec<i32> {
         let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let ours = |pid: &u32| *pid != self.holder && mount_namespace(*pid).is_some_and(|ns| ns == self.namespace);
+        let number = |file: io::Result<Metadata>| file.ok().map(|file| file.ino());
+        let own = number(self.namespace.metadata());
+        let ours = |pid: &u32| *pid != self.holder && number(fs::metadata(format!("/proc/{pid}/ns/mnt"))) == own;
         pids.filter(ours).map(|pid| pid as i32).collect()
     }
 }
 
-fn mount_namespace(pid: u32) -> Option<String> {
-    Some(fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?.to_string_lossy().into_owned())
+fn line(from: &mut impl BufRead) -> io::Result<String> {
+    let mut line = String::new();
+    from.read_line(&mut line)?;
+    Ok(line.trim_end().to_owned())
 }
 
 /// Whether a process is there and not about to end: one that is has no memory any more, hence no command line. A VMM

@@ -152,7 +152,7 @@ fn program(process: &ProcessSpec) -> Option<PathBuf> {
     if name.contains('/') {
         return Some(process.cwd.join(name)).filter(executable);
     }
-    let path = process.env.iter().find_map(|pair| pair.strip_prefix("PATH="))?;
+    let path = process.env.iter().find_map(|pair| pair.strip_prefix("PATH=")).unwrap_or("/bin:/usr/bin");
     path.split(':').map(|dir| Path::new(dir).join(name)).find(executable)
 }
 

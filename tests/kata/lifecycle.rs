@@ -272,8 +272,10 @@ impl Service {
 
     /// Shutdown of an empty sandbox: the caller sees its connection close (§3).
     pub fn leave(&self, sandbox: &mut Sandbox) -> ! {
-        while sandbox.stuck {
-            std::thread::park();
+        if sandbox.stuck {
+            loop {
+                std::thread::park();
+            }
         }
         // What is queued goes out first: the real shim's events have left by then.
         let flushed = self.events.publish("", &Empty::new(), Copies::None, Duration::ZERO);
