@@ -186,14 +186,20 @@ fn a_second_start_poisons_wait() {
 }
 
 #[test]
-fn update_before_create_is_its_end_and_later_needs_resources() {
+fn update_before_create_is_its_end_and_silence_can_be_had() {
     let kata = Kata::start("c1", "");
     let update = UpdateTaskRequest { id: "c1".into(), ..Default::default() };
     assert_eq!(kata.call::<_, Empty>("Update", &update), Err(Refusal::Closed));
-    let kata = Kata::start("c2", "");
+    let kata = Kata::start("c2", "events = \"none\"");
     kata.create("c2", &["true"], unchanged).unwrap();
     let nothing = Refusal::Status(Code::NOT_FOUND, "type with url : not found".into());
     assert_eq!(kata.call::<_, Empty>("Update", &update), Err(nothing));
+    // No event is sent where none shall be: those of a whole life have left before Shutdown ends.
+    kata.begin("c2", "").unwrap();
+    assert_eq!(kata.wait("c2", "").unwrap().0, 0);
+    kata.delete("c2", "").unwrap();
+    assert_eq!(kata.shutdown(), Err(Refusal::Closed));
+    assert!(kata.told().is_empty(), "{:?}", kata.told());
 }
 
 #[test]

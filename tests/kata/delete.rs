@@ -41,9 +41,16 @@ pub fn run(call: &Call) -> Result<(), Failure> {
     Ok(answer.write_to_writer(&mut io::stdout())?)
 }
 
-/// Kills a process of this VM; `false` where it has ended. Its pid may be another's by now.
+/// Kills a process of this VM, and sees it end; `false` where it has ended before. Its pid may be another's by now.
 fn end(pid: i32, leftovers: &Leftovers) -> bool {
-    let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let alive = line.split('\0').any(|word| Path::new(word) == leftovers.vm());
-    alive && kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok()
+    let is_alive = || {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split('\0').any(|word| Path::new(word) == leftovers.vm())
+    };
+    let was_alive = is_alive();
+    while is_alive() {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL); // it may just have ended
+        linger(Duration::from_millis(5));
+    }
+    was_alive
 }

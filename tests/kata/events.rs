@@ -12,6 +12,7 @@ use containerd_shim_protos::ttrpc::context;
 
 use crate::config::Copies;
 use crate::linger;
+use crate::sandbox::Exit;
 
 const DEADLINE_NS: i64 = 5_000_000_000;
 /// §4: an event that comes after its reply does so within 3 ms.
@@ -82,7 +83,8 @@ pub fn timestamp(at: SystemTime) -> Timestamp {
     Timestamp { seconds: since.as_secs() as i64, nanos: since.subsec_nanos() as i32, ..Default::default() }
 }
 
-/// Go's time of nothing: the first of January of the year 1 (§3).
-pub fn year_one() -> Timestamp {
-    Timestamp { seconds: -62_135_596_800, ..Default::default() }
+/// When a process ended; where it has not, Go's time of nothing: the first of January of the year 1 (§3).
+pub fn exited_at(exit: Option<Exit>) -> MessageField<Timestamp> {
+    let year_one = Timestamp { seconds: -62_135_596_800, ..Default::default() };
+    MessageField::some(exit.map_or(year_one, |exit| timestamp(exit.at)))
 }

@@ -130,6 +130,14 @@ impl Holder {
     }
 }
 
+impl Drop for Holder {
+    /// The workload may run on; a zombie in its namespace would keep the VMM one for ever.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// The processes of a container: those that see its mounts.
 #[derive(Clone)]
 pub struct Scope {

@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::config::{Config, Copies, Order, sandbox_of};
-use crate::events::{AFTER_REPLY, timestamp, year_one};
+use crate::events::{AFTER_REPLY, exited_at};
 use crate::guest::{self, Guest};
 use crate::inside::{ContainerSpec, Mount, Place};
 use crate::leftovers::Leftovers;
@@ -89,7 +89,8 @@ impl Service {
         // §2: into the working directory
         let monitor = format!("unix://{}", leftovers.sandbox().join("shim-monitor.sock").display());
         fs::write("monitor_address", monitor).map_err(unknown)?;
-        (sandbox.created, sandbox.pid, sandbox.vm) = (true, guest.pid(), Some((guest, leftovers)));
+        (sandbox.created, sandbox.failed) = (true, false);
+        (sandbox.pid, sandbox.vm) = (guest.pid(), Some((guest, leftovers)));
         Ok(())
     }
 
@@ -108,7 +109,6 @@ impl Service {
         let (guest, _) = sandbox.vm.as_ref().ok_or_else(|| unknown("Sandbox not running"))?;
         let mut holder = guest.container(&spec).map_err(unknown)?;
         if !holder.finds(&spec.process).map_err(unknown)? {
-            holder.end();
             return Err(get_rpc_status(Code::INTERNAL, no_program(&spec.process.args)));
         }
         let paths = Paths {
@@ -237,7 +237,7 @@ impl Service {
                 id: if exec.is_empty() { id } else { exec }.to_owned(),
                 pid: watched.vmm,
                 exit_status: status,
-                exited_at: MessageField::from_option(ending.exit().map(|exit| timestamp(exit.at))),
+                exited_at: exited_at(ending.exit()),
                 ..Default::default()
             };
             self.events.publish(TASK_EXIT_EVENT_TOPIC, &event, sandbox.config.events, Duration::ZERO)
@@ -263,7 +263,7 @@ impl Service {
             container_id: id.to_owned(),
             pid: sandbox.pid,
             exit_status: exit.map_or(0, |exit| exit.status),
-            exited_at: MessageField::some(exit.map_or_else(year_one, |exit| timestamp(exit.at))),
+            exited_at: exited_at(exit),
             ..Default::default()
         };
         self.tell(sandbox, TASK_DELETE_EVENT_TOPIC, &event);

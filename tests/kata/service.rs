@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::Call;
-use crate::events::{AFTER_REPLY, Events, timestamp, year_one};
+use crate::events::{AFTER_REPLY, Events, exited_at};
 use crate::inside::ProcessSpec;
 use crate::sandbox::{Phase, Process, Sandbox};
 use crate::stdio::Paths;
@@ -118,7 +118,7 @@ impl Task for Service {
         Ok(DeleteResponse {
             pid: sandbox.pid,
             exit_status: exit.map_or(0, |exit| exit.status),
-            exited_at: MessageField::some(exit.map_or_else(year_one, |exit| timestamp(exit.at))),
+            exited_at: exited_at(exit),
             ..Default::default()
         })
     }
@@ -156,7 +156,7 @@ impl Task for Service {
             stderr: process.paths.stderr.clone(),
             terminal: process.paths.terminal,
             exit_status: exit.map_or(unstarted, |exit| exit.status),
-            exited_at: MessageField::some(exit.map_or_else(year_one, |exit| timestamp(exit.at))),
+            exited_at: exited_at(exit),
             ..Default::default()
         })
     }
@@ -169,7 +169,7 @@ impl Task for Service {
         };
         let exit = ending.wait().ok_or_else(|| unknown("the process is lost"))?;
         // §3: an exec's time is its container's
-        let exited_at = MessageField::some(init.exit().map_or_else(year_one, |exit| timestamp(exit.at)));
+        let exited_at = exited_at(init.exit());
         Ok(WaitResponse { exit_status: exit.status, exited_at, ..Default::default() })
     }
 
