@@ -9,6 +9,7 @@ mod configs;
 mod containerd_restart;
 mod containerd_versions;
 mod delegate;
+mod delegate_kata;
 mod events;
 mod exit_codes;
 mod failed_create;

@@ -33,6 +33,8 @@ pub struct Setup {
     pub bundles_kib: Option<u32>,
     /// runtime.toml; none where it is empty.
     pub settings: String,
+    /// What else is in containerd's environment, and so in its shims'.
+    pub env: Vec<(&'static str, String)>,
     /// containerd's snapshotter; overlayfs where the file system can carry it, else native.
     pub snapshotter: Option<&'static str>,
 }
@@ -110,6 +112,7 @@ impl Node {
         let log = File::options().create(true).append(true).open(self.path("containerd.log")).unwrap();
         let mut command = Command::new(self.setup.containerd.bin().join("containerd"));
         command.arg("--config").arg(&config).env("PATH", path).env("CRETO_ROOT", self.path("creto"));
+        command.envs(self.setup.env.iter().cloned());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         *self.daemon.lock().unwrap() = Some(command.spawn().unwrap());
         let answers = poll(|| (self.ctr(&["version"]).status == 0).then_some(()));
@@ -281,6 +284,14 @@ path = "{dir}/opt"
     pub fn processes(&self, program: &str) -> Vec<i32> {
         let of = |p: &leaks::Process| p.command.split(' ').next().is_some_and(|first| first.ends_with(program));
         leaks::processes_of(self.dir.path()).into_iter().filter(of).map(|p| p.pid).collect()
+    }
+
+    /// The host pid of the process that was told a path in this directory by a flag.
+    #[track_caller]
+    pub fn told(&self, flag: &str, directory: &Path) -> i32 {
+        let told = format!("{flag} {}", directory.display());
+        let all = leaks::processes_of(self.dir.path());
+        all.iter().find(|p| p.command.contains(&told)).unwrap_or_else(|| panic!("no {told} in {all:?}")).pid
     }
 
     /// Checks that, of all containers so far, nothing is left on the machine. They must have been removed.

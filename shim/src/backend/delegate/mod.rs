@@ -11,7 +11,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -90,6 +90,8 @@ pub struct Delegate {
 struct Container {
     /// It was killed before it ran, and its shim will not say so.
     killed: Notify,
+    /// The downstream has said how its init ended.
+    ended: AtomicBool,
 }
 
 impl Delegate {
@@ -230,7 +232,10 @@ impl Backend for Delegate {
         tokio::select! {
             () = container.killed.notified(), if key.is_init() => killed,
             answer = downstream.call::<_, WaitResponse>("Wait", &request, FOR_EVER) => match answer {
-                Ok(answer) => Exit { status: answer.exit_status, at: time(&answer.exited_at) },
+                Ok(answer) => {
+                    container.ended.fetch_or(key.is_init(), Ordering::Relaxed);
+                    Exit { status: answer.exit_status, at: time(&answer.exited_at) }
+                }
                 Err(error) => {
                     tracing::warn!(backend = self.shim.name, sandbox = key.id, %error, "no exit status");
                     self.untidy().insert(key.id.clone());
@@ -321,13 +326,13 @@ impl Backend for Delegate {
     }
 
     async fn delete(&self, id: &str) {
-        let known = self.containers().remove(id).is_some();
-        if let Ok(downstream) = self.up()
-            && known
-        {
-            let request = DeleteRequest { id: id.to_owned(), ..Default::default() };
-            if let Err(error) = downstream.call::<_, DeleteResponse>("Delete", &request, PROMPT).await {
-                tracing::debug!(sandbox = id, %error, "the downstream shim did not delete it");
+        let known = self.containers().remove(id);
+        if let (Some(container), Ok(downstream)) = (known, self.up()) {
+            let well = match container.ended.load(Ordering::Relaxed) {
+                true => self.shim.forget(downstream, id).await,
+                false => self.shim.end(downstream, id).await,
+            };
+            if !well {
                 self.untidy().insert(id.to_owned());
             }
         }
