@@ -88,7 +88,11 @@ impl Stdios {
 fn copy_out(mut from: impl Read + Send + 'static, path: &str) -> JoinHandle<()> {
     let path = path.to_owned();
     std::thread::spawn(move || {
-        // For reading too: so it opens at once, and a reader that is late misses nothing.
-        let _ = File::options().read(true).write(true).open(path).and_then(|mut fifo| io::copy(&mut from, &mut fifo));
+        let to = match path.strip_prefix("file://") {
+            Some(file) => File::options().create(true).append(true).open(file),
+            // For reading too: so it opens at once, and a reader that is late misses nothing.
+            None => File::options().read(true).write(true).open(path),
+        };
+        let _ = to.and_then(|mut to| io::copy(&mut from, &mut to));
     })
 }
