@@ -210,16 +210,11 @@ fn load(path: &Path, metadata: &Metadata) -> Result<Entry, String> {
 
 fn parse(text: &str) -> Result<Entry, String> {
     let toml: Toml = toml::from_str(text).map_err(|e| e.to_string().trim_end().to_owned())?;
-    let mut keys: Vec<AgentKey> = Vec::new();
-    for (at, key) in toml.keys.into_iter().enumerate() {
-        let TomlKey { kty, crv, x, kid, alg, usage } = key;
-        let jwk = Jwk { kty, crv: Some(crv), x: Some(x), kid, alg, usage, ..Jwk::default() };
-        let key = AgentKey::from_jwk(&jwk).map_err(|e| format!("keys[{at}]: {e}"))?;
-        if keys.iter().any(|other| other.kid == key.kid) {
-            return Err(format!("keys[{at}]: kid {:?} is there already", key.kid));
-        }
-        keys.push(key);
-    }
+    let jwk = |TomlKey { kty, crv, x, kid, alg, usage }| {
+        let (crv, x) = (Some(crv), Some(x));
+        Jwk { kty, crv, x, kid, alg, usage, ..Jwk::default() }
+    };
+    let keys = AgentKey::of_jwks(toml.keys.into_iter().map(jwk))?;
     let Toml { spiffe_id: id, status, backends, default_policy, .. } = toml;
     Ok(Entry { agent: Agent { id, keys, backends, default_policy }, status })
 }
@@ -277,7 +272,7 @@ mod tests {
             (file("a", "").replace("example.org", "Example.org"), "lower case"),
             (file("a", "").replace("OKP", "RSA"), "keys[0]: kty"),
             (file("a", "") + "d = \"AAAA\"\n", "unknown field `d`"),
-            (file("a", "") + &file("a", "").split_once('\n').unwrap().1, "keys[1]: kid"),
+            (file("a", "") + file("a", "").split_once('\n').unwrap().1, "keys[1]: kid"),
             ("\u{0}".into(), "expected"),
         ] {
             let dir = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 
 use crate::id::{AgentId, BackendName, PolicyName};
-use crate::keys::jwks::{BadJwk, Jwk, PublicKey};
+use crate::keys::jwks::{Jwk, PublicKey};
 
 /// A key of an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,9 +22,17 @@ impl AgentKey {
         Self { kid: kid.unwrap_or_else(|| key.id().to_string()), key }
     }
 
-    /// From a JWK.
-    pub fn from_jwk(jwk: &Jwk) -> Result<Self, BadJwk> {
-        Ok(Self::new(jwk.kid.clone(), jwk.public_key()?))
+    /// All of an agent's keys; an error names the one that is bad.
+    pub fn of_jwks(jwks: impl IntoIterator<Item = Jwk>) -> Result<Vec<Self>, String> {
+        let mut keys: Vec<Self> = Vec::new();
+        for (at, jwk) in jwks.into_iter().enumerate() {
+            let key = Self::new(jwk.kid.clone(), jwk.public_key().map_err(|e| format!("keys[{at}]: {e}"))?);
+            if keys.iter().any(|other| other.kid == key.kid) {
+                return Err(format!("keys[{at}]: kid {:?} is there already", key.kid));
+            }
+            keys.push(key);
+        }
+        Ok(keys)
     }
 }
 
