@@ -25,6 +25,8 @@ use super::record::{About, AuditRecord, BadRecord, Event, Producer, RecordId, Te
 pub(super) const MAX_BATCH: usize = 64;
 /// Where a file is written before it gets its name. A producer has one at most.
 pub(super) const PARTIAL: &str = ".partial";
+/// What a producer's directory is called before it is locked and gets its name.
+pub(super) const NEW: &str = ".new-";
 
 /// How much one producer may leave undrained, and what it leaves to others. Beyond it events are dropped.
 #[derive(Clone, Copy, Debug)]
@@ -255,7 +257,7 @@ impl Home {
                 mode: found.mode() & 0o777,
             });
         }
-        let (path, fresh) = (root.join(producer.as_str()), root.join(format!(".new-{producer}")));
+        let (path, fresh) = (root.join(producer.as_str()), root.join(format!("{NEW}{producer}")));
         let make = || {
             let existing = File::open(&path).ok();
             let is_new = existing.is_none();
@@ -366,11 +368,11 @@ mod tests {
 
     #[test]
     fn a_full_spool_drops_and_the_record_says_so() {
-        for limits in [Limits { files: 2, ..ROOMY }, Limits { bytes: 400, ..ROOMY }] {
+        for limits in [Limits { files: 2, ..ROOMY }, Limits { bytes: 1500, ..ROOMY }] {
             let dir = tempfile::tempdir().unwrap();
             let spool = spool(dir.path(), limits);
             for n in 0..5 {
-                spool.record(&About::default(), exec(&n.to_string()));
+                spool.record(&About::default(), exec(&n.to_string().repeat(400)));
             }
             assert_eq!(waiting(dir.path()), [(0, "ExecStarted"), (1, "ExecStarted"), (2, "GapOpened")], "{limits:?}");
             assert_eq!(spool.lost(), 3);
@@ -378,13 +380,13 @@ mod tests {
             for file in inbox.list(100).unwrap() {
                 inbox.remove(&file).unwrap();
             }
-            spool.record(&About::default(), exec("again"));
+            spool.record(&About::default(), exec(&"again".repeat(80)));
             // 3, 4 and 5 were dropped: the gap's end says how many, and no number is used twice.
             assert_eq!(waiting(dir.path()), [(6, "GapClosed"), (7, "ExecStarted")]);
             let file = inbox.list(1).unwrap().remove(0);
             let (closed, _) = inbox.read(&file).remove(0).content.unwrap();
             assert!(matches!(closed.event, Event::GapClosed { first: 3, lost: 3, .. }), "{closed:?}");
-            spool.record(&About::default(), exec("and on"));
+            spool.record(&About::default(), exec(&"andon".repeat(80)));
             assert_eq!(waiting(dir.path()).last(), Some(&(8, "ExecStarted")));
             assert_eq!(spool.lost(), 3);
         }
@@ -448,7 +450,12 @@ mod tests {
         }
         let dead = home(&dying);
         drop(dying);
+        let (fresh, abandoned) = (dir.path().join(".new-shim-1-1"), dir.path().join(".new-shim-1-2"));
+        fs::create_dir(&fresh).unwrap();
+        fs::create_dir(&abandoned).unwrap();
+        File::open(&abandoned).unwrap().set_modified(UNIX_EPOCH).unwrap();
         inbox.tidy().unwrap();
+        assert!(fresh.exists() && !abandoned.exists());
         assert!(home(&living).join(PARTIAL).exists());
         assert!(!dead.join(PARTIAL).exists() && dead.exists(), "its record still waits");
         for file in inbox.list(100).unwrap() {

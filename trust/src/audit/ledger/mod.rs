@@ -6,6 +6,8 @@
 //! Not here: the tree's mathematics (`log`), reading files (`inbox`), looking things up (`search`), checking (`verify`).
 
 mod search;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 use std::collections::HashMap;
