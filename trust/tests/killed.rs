@@ -170,6 +170,6 @@ fn whatever_is_killed_everything_arrives_once() -> Result<()> {
         left.iter().all(|entry| entry.file_name().to_string_lossy().starts_with(".new-")),
         "all are tidied away: {left:?}"
     );
-    println!("{PRODUCERS} producers killed, {} records, each once: ok", entries.len());
+    writeln!(std::io::stdout(), "{PRODUCERS} producers killed, {} records, each once: ok", entries.len())?;
     Ok(())
 }

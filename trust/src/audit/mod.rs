@@ -12,6 +12,7 @@ pub mod log;
 pub mod ocsf;
 pub mod record;
 pub mod spool;
+mod sync;
 pub mod tree_head;
 
 pub use record::{About, AuditRecord, Event, Text};
