@@ -11,6 +11,7 @@ pub mod ledger;
 pub mod log;
 pub mod ocsf;
 pub mod record;
+mod record_id;
 pub mod spool;
 mod sync;
 pub mod tree_head;

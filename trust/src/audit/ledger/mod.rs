@@ -7,6 +7,8 @@
 
 mod search;
 #[cfg(test)]
+mod tampering;
+#[cfg(test)]
 mod tests;
 mod verify;
 
