@@ -7,14 +7,17 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use super::record::{AuditRecord, MAX_RECORD, Producer, RecordId, Text};
-use super::spool::{MAX_BATCH, PARTIAL};
+use super::spool::{MAX_BATCH, NEW, PARTIAL};
 
 /// The largest file that a producer writes, in bytes.
 const MAX_FILE: usize = (MAX_BATCH + 1) * (MAX_RECORD + 1);
+/// A directory that has not got its name after so long will never get it.
+const ABANDONED: Duration = Duration::from_secs(3600);
 const SET_ASIDE: &str = ".rejected";
 
 /// All producers' spools.
@@ -113,6 +116,15 @@ impl Inbox {
 
     /// Removes what dead producers left beside records: half-written files and empty directories.
     pub fn tidy(&self) -> Result<(), InboxError> {
+        for name in names(&self.root)?.iter().filter(|name| name.starts_with(NEW)) {
+            let path = self.root.join(name);
+            // Not yet locked, so only its age says that nobody is about to give it its name.
+            let age =
+                fs::metadata(&path).and_then(|found| found.modified()).map(|made| made.elapsed().unwrap_or_default());
+            if age.is_ok_and(|age| age > ABANDONED) {
+                gone_is_fine(fs::remove_dir(&path)).map_err(|source| InboxError { path, source })?;
+            }
+        }
         for (_, path) in self.producers()? {
             let tidy = || {
                 let dir = File::open(&path)?;

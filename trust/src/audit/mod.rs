@@ -11,7 +11,9 @@ pub mod ledger;
 pub mod log;
 pub mod ocsf;
 pub mod record;
+mod record_id;
 pub mod spool;
+mod sync;
 pub mod tree_head;
 
 pub use record::{About, AuditRecord, Event, Text};

@@ -6,6 +6,10 @@
 //! Not here: the tree's mathematics (`log`), reading files (`inbox`), looking things up (`search`), checking (`verify`).
 
 mod search;
+#[cfg(test)]
+mod tampering;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 use std::collections::HashMap;

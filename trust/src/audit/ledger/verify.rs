@@ -68,8 +68,10 @@ pub enum Damage {
     NodeDiffers { first: u64, last: u64 },
     #[error("one of the records {first} to {last} was altered, removed, inserted or moved: the tree head of size {} differs", last + 1)]
     RootDiffers { first: u64, last: u64 },
-    #[error("the log was cut: a tree head was signed over {signed} records, only {size} are there")]
-    Truncated { size: u64, signed: u64 },
+    #[error(
+        "the log was cut, at its end or anywhere after its first {first} records: a tree head was signed over {signed}, only {size} are there"
+    )]
+    Truncated { first: u64, size: u64, signed: u64 },
     #[error("the stored tree head of size {size}: {error}")]
     HeadBad { size: u64, error: NoteError },
     #[error("the tree head kept elsewhere: {error}")]
@@ -110,7 +112,7 @@ impl Ledger {
             next = check.next_head(&mut heads)?;
         }
         if let Some(signed) = longest {
-            check.found(Damage::Truncated { size, signed });
+            check.found(Damage::Truncated { first: check.sealed, size, signed });
         }
         Ok(check.report())
     }
