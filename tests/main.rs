@@ -12,6 +12,7 @@ mod delegate;
 mod events;
 mod exit_codes;
 mod failed_create;
+mod hardening;
 mod killed_shim;
 mod many_at_once;
 mod metrics;
