@@ -14,6 +14,7 @@ mod events;
 mod exit_codes;
 mod failed_create;
 mod kata_habits;
+mod hardening;
 mod killed_shim;
 mod many_at_once;
 mod metrics;

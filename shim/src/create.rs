@@ -16,6 +16,7 @@ use crate::args::{IDENTIFIER, is_identifier};
 use crate::backend::{Made, NewContainer};
 use crate::error::TaskError;
 use crate::events::timestamp;
+use crate::harden::{self, Profile};
 use crate::hooks::{Hooks, Moment};
 use crate::request::SandboxRequest;
 use crate::task::{Exit, Input, Phase};
@@ -68,6 +69,7 @@ async fn make(pod: &Pod, req: &CreateTaskRequest) -> Result<Process, TaskError> 
         cgroup::join(cgroup).map_err(|e| TaskError::host(format!("shim_cgroup {}", cgroup.display()), e))?;
     }
     let hooks = Hooks::take(&mut spec, &req.id, &theirs)?;
+    let spec = harden::harden(harden::real_sources(spec), Profile::Default, pod.kind()?)?;
     mounts::mount_all(&req.rootfs, &theirs.join("rootfs")).map_err(|why| TaskError::host("rootfs", why))?;
     bundle::find_mounts(&spec)?;
     bundle::find_program(&spec)?;
