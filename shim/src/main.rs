@@ -2,8 +2,10 @@
 //! is empty.
 
 mod args;
+mod attest;
 mod backend;
 mod bootstrap;
+mod bound;
 mod bundle;
 mod cgroup;
 mod checkpoint;
@@ -15,13 +17,18 @@ mod exec;
 mod harden;
 mod hooks;
 mod info;
+mod interfaces;
 mod log;
 mod mounts;
 mod options;
 mod paths;
+mod ports;
 mod program;
+mod program_digest;
 mod reaper;
 mod request;
+mod run_dir;
+mod secrets;
 mod serve;
 mod service;
 mod settings;

@@ -15,8 +15,7 @@ use serde_json::{Value, json};
 use crate::error::TaskError;
 use crate::request::Maker;
 
-#[expect(unused_imports, reason = "attested as soon as there are attestations")]
-pub use summary::{Summary, summary};
+pub use summary::{Names, summary};
 
 /// How much is taken away. `Default` gives what a spec asks for and refuses what nobody's workload may have; `Strict`
 /// takes away all that a program can do without, and refuses what cannot be taken away quietly.

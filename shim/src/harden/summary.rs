@@ -1,8 +1,6 @@
 //! What a spec gives a workload, in few words: computed from the spec that a backend got, whoever made it. It is attested,
 //! so it is small (a typical one is less than 1 KiB of JSON) and has nothing that a workload chose freely but paths.
 
-#![cfg_attr(not(test), expect(dead_code, reason = "attested as soon as there are attestations"))]
-
 use std::collections::BTreeMap;
 
 use serde::Serialize;

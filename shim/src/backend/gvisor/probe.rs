@@ -2,13 +2,10 @@
 //! would pay it.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use sha2::{Digest, Sha256};
-
-use crate::paths;
+use crate::{paths, program_digest};
 
 /// Flags that older builds do not know, each with what is lost without it.
 const OPTIONAL: [(&str, &str); 2] = [
@@ -25,7 +22,7 @@ impl Features {
     /// is a directory for what was learnt. The first time it waits for a process, without letting the reaper run.
     pub fn probe(program: &Path, memory: &Path) -> Self {
         let Some(runsc) = paths::in_path(program) else { return Self::default() };
-        let remembered = memory.join(format!("runsc-{}.flags", build(&runsc)));
+        let remembered = memory.join(format!("runsc-{}.flags", program_digest::build(&runsc)));
         if let Ok(text) = fs::read_to_string(&remembered) {
             return Self::known(&text);
         }
@@ -39,9 +36,8 @@ impl Features {
                 tracing::warn!(runsc = %runsc.display(), flag, lost, "this build of runsc lacks a flag");
             }
         }
-        let fresh = remembered.with_extension(std::process::id().to_string());
         let known: String = features.0.iter().map(|flag| format!("-{flag}\n")).collect();
-        if fs::write(&fresh, known).and_then(|()| fs::rename(&fresh, &remembered)).is_err() {
+        if program_digest::keep(&remembered, &known).is_err() {
             tracing::debug!("what was learnt of runsc could not be kept");
         }
         features
@@ -59,13 +55,6 @@ impl Features {
     pub fn args(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|flag| format!("--{flag}"))
     }
-}
-
-/// One build: the same file, unchanged.
-fn build(path: &Path) -> String {
-    let identity = fs::metadata(path).map(|m| (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec()));
-    let digest = Sha256::digest(format!("{} {identity:?}", path.display()).as_bytes());
-    digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
