@@ -3,10 +3,10 @@
 
 usage: report.py EXPLAINED OUT RUNTIME… -- TEST…
 
-Reads OUT/RUNTIME/TEST.log and EXPLAINED, whose lines are `RUNTIME[,RUNTIME] TEST[/SUBTEST] REASON`. A failed test is
-explained if each of its failures is: a line for the whole test covers all of them, a line for a subtest only that one.
-Prints the table, writes it to OUT/table.txt and everything to OUT/result.json, sorted. Ends with 1 if on creto a test
-failed or was skipped without a reason, or one passed that EXPLAINED says cannot.
+Reads OUT/RUNTIME/TEST.log and EXPLAINED, whose lines are `RUNTIME[?][,RUNTIME[?]…] TEST[/SUBTEST] REASON`. A failed test
+is explained if each of its failures is: a line for the whole test covers all of them, a line for a subtest only that
+one. Prints the table, writes it to OUT/table.txt and everything to OUT/result.json, sorted. Ends with 1 if on creto a
+test failed or was skipped without a reason, or one passed that EXPLAINED says cannot (`?`: may).
 """
 import json, os, re, sys
 
@@ -35,19 +35,24 @@ def read(log, test):
 
 
 def explanations(path):
-    reasons = {}
+    """(runtime, test or subtest) → reason, and which of them pass by chance."""
+    reasons, by_chance = {}, set()
     with open(path) as file:
         for line in file:
-            if line.strip() and not line.startswith("#"):
-                runtimes, name, reason = line.strip().split(" ", 2)
-                for runtime in runtimes.split(","):
-                    reasons[runtime, name] = reason
-    return reasons
+            if not line.strip() or line.startswith("#"):
+                continue
+            runtimes, name, reason = line.strip().split(" ", 2)
+            for runtime in runtimes.split(","):
+                key = runtime.removesuffix("?"), name
+                reasons[key] = reason
+                if runtime.endswith("?"):
+                    by_chance.add(key)
+    return reasons, by_chance
 
 
 def main(explained, out, *rest):
     runtimes, tests = rest[: rest.index("--")], sorted(rest[rest.index("--") + 1 :])
-    reasons = explanations(explained)
+    reasons, by_chance = explanations(explained)
     results, wrong = {runtime: {} for runtime in runtimes}, []
     for runtime in runtimes:
         for test in tests:
@@ -59,7 +64,7 @@ def main(explained, out, *rest):
                 if because[name] is None:
                     wrong.append((runtime, f"{name}: {result['verdict']}, unexplained"))
             for name in sorted(passed):
-                if (runtime, name) in reasons:
+                if (runtime, name) in reasons and (runtime, name) not in by_chance:
                     wrong.append((runtime, f"{name}: passed, though {os.path.basename(explained)} says why it cannot"))
             results[runtime][test] = {**result, "because": because}
 
