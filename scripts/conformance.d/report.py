@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Judges the logs of scripts/conformance: what passed, what did not, and whether that is explained.
 
-usage: report.py EXPLAINED OUT RUNTIME… -- TEST…
+usage: report.py [--again] EXPLAINED OUT RUNTIME… -- TEST…
 
 Reads OUT/RUNTIME/TEST.log and EXPLAINED, whose lines are `RUNTIME[?][,RUNTIME[?]…] TEST[/SUBTEST] REASON`. A failed test
 is explained if each of its failures is: a line for the whole test covers all of them, a line for a subtest only that
 one. Prints the table, writes it to OUT/table.txt and everything to OUT/result.json, sorted. Ends with 1 if on creto a
-test failed or was skipped without a reason, or one passed that EXPLAINED says cannot (`?`: may).
+test failed or was skipped without a reason, or one passed that EXPLAINED says cannot (`?`: may). With --again it only
+names the failures without a reason, for a second run; OUT/RUNTIME/TEST.first.log is then the first one's.
 """
 import json, os, re, sys
 
@@ -50,7 +51,9 @@ def explanations(path):
     return reasons, by_chance
 
 
-def main(explained, out, *rest):
+def main(args):
+    again = args[0] == "--again"
+    explained, out, *rest = args[1:] if again else args
     runtimes, tests = rest[: rest.index("--")], sorted(rest[rest.index("--") + 1 :])
     reasons, by_chance = explanations(explained)
     results, wrong = {runtime: {} for runtime in runtimes}, []
@@ -58,6 +61,7 @@ def main(explained, out, *rest):
         for test in tests:
             with open(os.path.join(out, runtime, test + ".log"), errors="replace") as log:
                 result, passed = read(log, test)
+            result["runs"] = 1 + os.path.exists(os.path.join(out, runtime, test + ".first.log"))
             because = {}
             for name in result["failed"] or ([test] if result["verdict"] == "skip" else []):
                 because[name] = reasons.get((runtime, name)) or reasons.get((runtime, test))
@@ -66,14 +70,20 @@ def main(explained, out, *rest):
             for name in sorted(passed):
                 if (runtime, name) in reasons and (runtime, name) not in by_chance:
                     wrong.append((runtime, f"{name}: passed, though {os.path.basename(explained)} says why it cannot"))
+            if again and result["verdict"] == "fail" and None in because.values():
+                print(runtime, test)
             results[runtime][test] = {**result, "because": because}
+    if again:
+        return 0
 
     lines = ["%-38s" % "test" + "".join(" %-5s" % runtime for runtime in runtimes) + " why"]
     for test in tests:
         row = [results[runtime][test] for runtime in runtimes]
-        if any(result["verdict"] != "pass" for result in row):
+        if any(result["verdict"] != "pass" or result["runs"] > 1 for result in row):
             whys = {}
             for runtime, result in zip(runtimes, row):
+                if result["verdict"] == "pass" and result["runs"] > 1:
+                    whys.setdefault(("", "failed once, passed alone"), []).append(runtime)
                 for name, reason in result["because"].items():
                     whys.setdefault((name[len(test) :], reason or "UNEXPLAINED"), []).append(runtime)
             for first, ((subtest, reason), by) in enumerate(whys.items()):
@@ -95,4 +105,4 @@ def main(explained, out, *rest):
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))
