@@ -12,4 +12,4 @@ pub mod keys;
 pub mod clock;
 pub mod digest;
 pub mod id;
-pub mod json;
+mod json;
