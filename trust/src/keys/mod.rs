@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ed25519::pkcs8::KeypairBytes;
 use ed25519_dalek::SigningKey;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey};
@@ -273,7 +274,7 @@ impl Keyring {
     fn commit(&self, ring: &Ring, secret: Option<&SigningKey>) -> Result<(), KeyError> {
         let active = private_name(ring.active().version);
         if let Some(secret) = secret {
-            let pem = secret.to_pkcs8_pem(LineEnding::LF).map_err(|e| KeyError::Encoding(e.to_string()))?;
+            let pem = private_pem(secret).map_err(|e| KeyError::Encoding(e.to_string()))?;
             self.store.put(&active, pem.as_bytes())?;
         }
         let json = ring.to_json()?;
@@ -316,6 +317,11 @@ pub(crate) fn fresh_key() -> Result<SigningKey, getrandom::Error> {
     let mut seed = Zeroizing::new([0; 32]);
     getrandom::fill(seed.as_mut_slice())?;
     Ok(SigningKey::from_bytes(&seed))
+}
+
+/// The private half as PKCS#8 version 1 (RFC 8410 §7): version 2, with the public half in it, OpenSSL does not read.
+pub(crate) fn private_pem(secret: &SigningKey) -> Result<Zeroizing<String>, ed25519_dalek::pkcs8::Error> {
+    KeypairBytes { secret_key: secret.to_bytes(), public_key: None }.to_pkcs8_pem(LineEnding::LF)
 }
 
 pub(crate) fn public_half(secret: &SigningKey) -> Result<PublicKey, jwks::BadJwk> {
