@@ -4,6 +4,7 @@
 
 mod harness;
 
+mod attestation;
 mod checkpoint_restore;
 mod configs;
 mod containerd_restart;
@@ -14,6 +15,7 @@ mod events;
 mod exit_codes;
 mod failed_create;
 mod hardening;
+mod identity;
 mod kata_habits;
 mod killed_shim;
 mod many_at_once;
@@ -26,4 +28,5 @@ mod pod;
 mod quickstart;
 mod rootfs;
 mod run_exec_attach;
+mod secrets;
 mod stdio;

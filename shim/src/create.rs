@@ -174,17 +174,13 @@ pub async fn start(pod: &Arc<Pod>, key: &Key) -> Result<u32, TaskError> {
 async fn start_init(pod: &Arc<Pod>, key: &Key) -> Result<(), TaskError> {
     let bundle = pod.bundle(&key.id);
     let saved = checkpoint(&bundle);
-    let (bound, begins) = (pod.bound(), pod.begins_with(&key.id));
-    if let Some(bound) = bound.as_ref().filter(|_| begins) {
+    let (hooks, pid) = pod.with(key, |p| (p.hooks.clone(), p.pid))?;
+    if let Some(bound) = pod.bound().filter(|_| pod.begins_with(&key.id)) {
         // ctr --cni and nerdctl wire the network between Create and Start.
-        bound.starts(attest::fence(pod.with(key, |p| p.pid)?))?;
+        bound.starts(attest::fence(pid), pid)?;
     }
     pod.backend()?.start(&key.id, saved.exists().then_some(saved.as_path())).await?;
     let _ = fs::remove_dir_all(&saved); // most have none
-    let (hooks, pid) = pod.with(key, |p| (p.hooks.clone(), p.pid))?;
-    if let Some(bound) = bound.filter(|_| begins) {
-        bound.record(vec![Event::SandboxStarted { pid: u32::try_from(pid).ok() }]);
-    }
     after(&hooks, Moment::Started, pid, &bundle).await;
     Ok(())
 }
