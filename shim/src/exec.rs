@@ -13,7 +13,7 @@ use crate::task::Phase;
 use crate::tasks::{Key, Pod, Process};
 
 /// The part of an OCI process (`process` in config.json) that an exec needs.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExecProcess {
     /// Program and arguments.

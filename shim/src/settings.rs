@@ -34,6 +34,19 @@ pub struct GvisorSettings {
     pub runsc_path: Option<PathBuf>,
     /// Where the annotation `creto.dev/runsc-path` may point into.
     pub runsc_dirs: Vec<PathBuf>,
+    /// How running sandboxes are spoken to.
+    pub control: Control,
+}
+
+/// The ways into a running sandbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Control {
+    /// By its control socket; by the command line where the build of runsc does not answer there as expected.
+    #[default]
+    Auto,
+    /// By runsc's command line, always.
+    Cli,
 }
 
 /// A table `[delegates.NAME]`.
@@ -116,6 +129,7 @@ mod tests {
             ("backned = \"gvisor\"", "backned"),
             ("[gvisor]\nrunsc = 1", "runsc_path"),
             ("[gvisor]\nrunsc_dirs = \"/opt\"", "runsc_dirs"),
+            ("[gvisor]\ncontrol = \"socket\"", "expected `auto` or `cli`"),
             ("[delegates.gvisor]\nshim = \"x\"", "delegates.gvisor"),
             ("[delegates.runc]\n", "shim"),
             ("[delegates.runc]\nshim = \"./bin/shim\"", "delegates.runc.shim"),

@@ -134,7 +134,7 @@ impl Pod {
     pub fn choose(&self, id: &str, asked: SandboxRequest, settings: &Settings) -> Result<Arc<dyn Backend>, TaskError> {
         if id == self.place.group {
             let maker = asked.maker(settings)?;
-            let backend = backend::open(&maker, self.place.clone())?;
+            let backend = backend::open(&maker, self.place.clone(), settings)?;
             *self.sandbox() = Some(Sandbox { maker, backend: backend.clone() });
             return Ok(backend);
         }

@@ -18,6 +18,11 @@ const MAX_REPLY: usize = 4 << 20;
 /// For calls that the sentry answers from memory.
 pub const PROMPT: Duration = Duration::from_secs(10);
 
+/// The sentry's words for a method that it does not have.
+const UNKNOWN_METHOD: &str = "unknown method";
+/// How its words begin where an argument cannot be decoded, before anything is done (Go's `encoding/json`).
+pub const MISFIT: &str = "json: ";
+
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
@@ -27,6 +32,14 @@ pub enum CallError {
     /// The sandbox answered with an error.
     #[error("{0}")]
     Refused(String),
+    /// This build has no such method, or it takes something else. Nothing was done.
+    #[error("this build of runsc cannot {method}: {why}")]
+    Unable {
+        /// The method called.
+        method: &'static str,
+        /// The sandbox's words.
+        why: String,
+    },
     /// The answer is not what the method answers.
     #[error("the sandbox's answer to {method} makes no sense: {why}")]
     Nonsense {
@@ -143,7 +156,8 @@ pub fn parse<R: DeserializeOwned>(method: &'static str, bytes: &[u8]) -> Result<
     let nonsense = |error: serde_json::Error| CallError::Nonsense { method, why: error.to_string() };
     let reply: Reply = serde_json::from_slice(bytes).map_err(nonsense)?;
     if !reply.success {
-        return Err(CallError::Refused(reply.err));
+        let unable = reply.err == UNKNOWN_METHOD || reply.err.starts_with(MISFIT);
+        return Err(if unable { CallError::Unable { method, why: reply.err } } else { CallError::Refused(reply.err) });
     }
     serde_json::from_value(reply.result).map_err(nonsense)
 }
