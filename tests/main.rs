@@ -8,6 +8,7 @@ mod checkpoint_restore;
 mod configs;
 mod containerd_restart;
 mod containerd_versions;
+mod control_fallback;
 mod delegate;
 mod events;
 mod exit_codes;

@@ -106,6 +106,9 @@ pub async fn start(pod: &Arc<Pod>, key: &Key) -> Result<(), TaskError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -121,6 +124,20 @@ mod tests {
             let spec = Any { value: json.into(), ..Default::default() };
             let error = ExecProcess::parse(&spec).unwrap_err().to_string();
             assert!(error.contains(expected), "{json}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_process_that_is_accepted_has_a_program_and_known_capabilities(spec in crate::arbitrary::altered(json!({
+            "args": ["sh", "-c"], "env": ["A=b"], "cwd": "/", "user": {"uid": 0, "gid": 0, "additionalGids": [1]},
+            "capabilities": {"bounding": ["CAP_KILL"], "ambient": []}, "noNewPrivileges": true, "terminal": true,
+        }))) {
+            let spec = Any { value: spec.to_string().into_bytes(), ..Default::default() };
+            match ExecProcess::parse(&spec) {
+                Ok(process) => prop_assert!(!process.args.is_empty() && process.capabilities.masks().is_ok()),
+                Err(error) => prop_assert!(error.to_string().starts_with("the exec's process spec: "), "{error}"),
+            }
         }
     }
 }

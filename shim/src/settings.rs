@@ -120,6 +120,8 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -151,5 +153,35 @@ mod tests {
             none.knows(KATA) && !none.knows("runc"),
             "runc shares the host's kernel: only an operator may allow it"
         );
+    }
+
+    proptest! {
+        #[test]
+        fn settings_are_whole_or_an_error_that_names_their_origin(text in prop_oneof![
+            crate::arbitrary::text(),
+            prop::collection::vec(
+                prop_oneof![
+                    prop::sample::select(vec![
+                        "backend = \"gvisor\"", "backend = \"runc\"", "[gvisor]", "runsc_path = \"/r\"", "runsc_dirs = [\"/d\"]",
+                        "control = \"cli\"", "control = 1", "[delegates.runc]", "[delegates.\"../x\"]", "shim = \"s\"",
+                        "shim = \"./s\"", "config_path = \"c\"", "x = 1",
+                    ]).prop_map(str::to_owned),
+                    crate::arbitrary::text(),
+                ],
+                0..6,
+            ).prop_map(|lines| lines.join("\n")),
+        ]) {
+            match Settings::parse(&text, "origin") {
+                Ok(settings) => {
+                    prop_assert!(settings.knows(&settings.backend) && settings.knows(KATA));
+                    for (name, delegate) in &settings.delegates {
+                        prop_assert!(is_identifier(name) && name != GVISOR);
+                        let shim = &delegate.shim;
+                        prop_assert!(shim.is_absolute() || shim.components().count() == 1, "{shim:?} depends on a directory");
+                    }
+                }
+                Err(error) => prop_assert!(error.to_string().starts_with("origin: "), "{error}"),
+            }
+        }
     }
 }

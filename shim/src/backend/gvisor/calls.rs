@@ -267,3 +267,27 @@ impl Calls {
 fn exit(status: Option<u32>) -> Exit {
     Exit { status: status.unwrap_or(KILLED), at: SystemTime::now() }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::settings::Control::{Auto, Cli};
+
+    #[test]
+    fn only_what_was_certainly_not_done_is_done_again_the_other_way() {
+        let (method, why) = ("containerManager.ExecuteAsync", String::new());
+        for (error, again, by_cli) in [
+            (CallError::Unable { method, why: why.clone() }, true, true),
+            (CallError::Nonsense { method, why }, false, true),
+            (CallError::Refused("no such process".into()), false, false),
+            (CallError::Gone(std::io::ErrorKind::ConnectionRefused.into()), false, false),
+            (CallError::Silent(method), false, false),
+        ] {
+            let calls = Calls::new(Runsc::new(Path::new("/nonexistent")), "root", Auto);
+            assert_eq!((calls.again(&error), calls.by_cli()), (again, by_cli), "{error}");
+        }
+        assert!(Calls::new(Runsc::new(Path::new("/nonexistent")), "root", Cli).by_cli());
+    }
+}

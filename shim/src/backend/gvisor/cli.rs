@@ -246,6 +246,8 @@ pub(super) fn said(log: &[u8], levels: &[&str]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -260,6 +262,19 @@ mod tests {
             ("[]17 \"\"".into(), None),
         ] {
             assert_eq!(said(log.as_bytes(), &["error"]).as_deref(), expected, "{log}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_log_of_whatever_bytes_has_a_message_of_the_asked_levels_or_none(
+            bytes in crate::arbitrary::bytes(),
+            entries in prop::collection::vec(crate::arbitrary::altered(serde_json::json!({"msg": "m", "level": "error"})), 0..4),
+        ) {
+            let mut log: Vec<u8> = entries.iter().flat_map(|entry| entry.to_string().into_bytes()).collect();
+            log.extend(bytes);
+            prop_assert_eq!(said(&log, &[]), None);
+            let _ = said(&log, &["error"]);
         }
     }
 }

@@ -101,7 +101,7 @@ impl Control {
     /// Freezes or thaws the whole sandbox.
     pub async fn pause(&self, pause: bool) -> Result<(), CallError> {
         let method = if pause { PAUSE } else { RESUME };
-        call::<_, Nothing>(&self.0, method, json!({}), &[], Some(PROMPT)).await.map(drop)
+        call::<_, Nothing>(&self.0, method, (), &[], Some(PROMPT)).await.map(drop)
     }
 }
 
@@ -143,10 +143,189 @@ fn exit_status(raw: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+
+    use containerd_shim_protos::protobuf::well_known_types::any::Any;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::super::urpc::{encode, parse};
     use super::*;
+
+    const BUILDS: [&str; 2] = ["runsc-2024", "runsc-2026"];
+
+    fn recordings(build: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/urpc").join(build)
+    }
+
+    /// What `scripts/record-urpc` has heard.
+    fn recorded(build: &str, name: &str) -> Value {
+        let file = recordings(build).join(name).with_extension("json");
+        serde_json::from_slice(&fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))).unwrap()
+    }
+
+    fn reply(build: &str, name: &str) -> Vec<u8> {
+        serde_json::to_vec(&recorded(build, name)["reply"]).unwrap()
+    }
 
     #[test]
     fn wait_statuses_read_like_a_shells() {
         assert_eq!([0, 7 << 8, 9, 15].map(exit_status), [0, 7, 137, 143]);
+    }
+
+    #[test]
+    fn what_real_builds_answer_is_understood() {
+        for build in BUILDS {
+            let mut known = BTreeSet::new();
+            let mut of = |name: &'static str| {
+                known.insert(format!("{name}.json"));
+                reply(build, name)
+            };
+            for name in ["exec", "exec-killed", "exec-terminal"] {
+                assert!(parse::<i32>(EXEC, &of(name)).unwrap() > 1, "{build} {name}");
+            }
+            for (name, status) in [("wait-pid", 7), ("wait-pid-killed", 137), ("wait", 137)] {
+                assert_eq!(exit_status(parse(WAIT, &of(name)).unwrap()), status, "{build} {name}");
+            }
+            for name in ["signal-init", "signal-all", "signal-process", "signal-foreground", "pause", "resume"] {
+                parse::<Nothing>(SIGNAL, &of(name)).unwrap_or_else(|e| panic!("{build} {name}: {e}"));
+            }
+            for (name, expected) in [
+                ("exec-missing-program", "no such file or directory"),
+                ("exec-unknown-container", "not found"),
+                ("wait-unknown-container", "not found"),
+                ("wait-pid-unknown-container", "not found"),
+                ("wait-pid-gone", "no such process"),
+                ("signal-unknown-container", "no such process"),
+                ("signal-process-gone", "no such process"),
+            ] {
+                let refused = parse::<Value>(EXEC, &of(name));
+                let why = if let Err(CallError::Refused(why)) = &refused { why.as_str() } else { "" };
+                assert!(why.contains(expected), "{build} {name}: {refused:?}");
+            }
+            for name in [
+                "unknown-method",
+                "exec-misfit",
+                "wait-misfit",
+                "wait-pid-misfit",
+                "signal-misfit",
+                "pause-misfit",
+                "resume-misfit",
+            ] {
+                let unable = parse::<Value>(EXEC, &of(name));
+                assert!(matches!(unable, Err(CallError::Unable { .. })), "{build} {name}: {unable:?}");
+            }
+            let all =
+                fs::read_dir(recordings(build)).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+            assert_eq!(all.collect::<BTreeSet<_>>(), known, "recordings that no test reads");
+        }
+    }
+
+    /// The process that `scripts/record-urpc` gives to `runsc exec`.
+    fn process(args: &Value) -> ExecProcess {
+        let caps = json!(["CAP_KILL"]);
+        let spec = json!({
+            "args": args, "env": ["PATH=/bin"], "cwd": "/", "user": {"uid": 0, "gid": 0, "additionalGids": [5]},
+            "capabilities": {"bounding": caps, "effective": caps, "permitted": caps}, "noNewPrivileges": true,
+        });
+        ExecProcess::parse(&Any { value: spec.to_string().into_bytes(), ..Default::default() }).unwrap()
+    }
+
+    #[test]
+    fn our_requests_are_those_of_runscs_own_command_line() {
+        for build in BUILDS {
+            let heard = |name: &str| recorded(build, name)["request"].clone();
+            let ours = |method, arg: Value| serde_json::from_slice::<Value>(&encode(method, arg).unwrap()).unwrap();
+            let pid = |request: &Value| request["arg"]["PID"].as_i64().unwrap() as i32;
+            let id = "recorded";
+            for (name, pty) in [("exec", false), ("exec-killed", false), ("exec-terminal", true)] {
+                let mut theirs = heard(name);
+                let mut sent = ours(EXEC, exec_arg(id, &process(&theirs["arg"]["argv"]), pty).unwrap());
+                // It imports terminals that are not the process's own, and we never give it one.
+                theirs["arg"].as_object_mut().unwrap().retain(|key, value| !value.is_null() && key != "SupportTTYs");
+                if build == "runsc-2024" {
+                    // It does not know it, and overlooks it.
+                    sent["arg"].as_object_mut().unwrap().remove("NoNewPrivileges");
+                }
+                assert_eq!(sent, theirs, "{build} {name}");
+            }
+            for name in ["wait-pid", "wait-pid-killed"] {
+                assert_eq!(ours(WAIT_PID, wait_pid_arg(id, pid(&heard(name)))), heard(name), "{build} {name}");
+            }
+            assert_eq!(ours(WAIT, json!(id)), heard("wait"), "{build}");
+            let someone = pid(&heard("signal-process"));
+            let on_a_terminal = pid(&heard("signal-foreground"));
+            for (name, target, signal) in [
+                ("signal-init", Target::Init, 18),
+                ("signal-all", Target::All, 18),
+                ("signal-process", Target::Process(someone), 15),
+                ("signal-foreground", Target::Foreground(on_a_terminal), 2),
+            ] {
+                assert_eq!(ours(SIGNAL, signal_arg(id, target, signal)), heard(name), "{build} {name}");
+            }
+            assert_eq!([ours(PAUSE, json!(())), ours(RESUME, json!(()))], [heard("pause"), heard("resume")], "{build}");
+        }
+    }
+
+    /// A sandbox that answers as a build does, but for one method as another recording.
+    async fn asked(build: &str, odd: Option<(&str, &str)>) -> Result<Option<(&'static str, String)>, CallError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let sandbox = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                let called: Value = loop {
+                    stream.read_buf(&mut request).await.unwrap();
+                    if let Ok(whole) = serde_json::from_slice(&request) {
+                        break whole;
+                    }
+                };
+                let name = match called["method"].as_str().unwrap() {
+                    method if odd.is_some_and(|(bad, _)| bad == method) => odd.unwrap().1,
+                    EXEC => "exec-unknown-container",
+                    WAIT_PID => "wait-pid-unknown-container",
+                    WAIT => "wait-unknown-container",
+                    SIGNAL => "signal-unknown-container",
+                    PAUSE => "pause-misfit",
+                    RESUME => "resume-misfit",
+                    other => panic!("nobody may call {other}"),
+                };
+                stream.write_all(&reply(build, name)).await.unwrap();
+            }
+        };
+        let control = Control::new(&path);
+        tokio::select! {
+            lacks = control.lacks() => lacks,
+            () = sandbox => unreachable!("it answers for ever"),
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_build_that_lacks_a_method_or_takes_something_else_is_found_out() {
+        for build in BUILDS {
+            assert_eq!(asked(build, None).await.unwrap(), None, "{build}");
+            for method in [EXEC, WAIT_PID, WAIT, SIGNAL, PAUSE, RESUME] {
+                // It does not know it; it does as it is told whatever it is told; it speaks of other things.
+                for name in ["unknown-method", "pause", "signal-process-gone"] {
+                    if name == "signal-process-gone" && ![PAUSE, RESUME].contains(&method) {
+                        continue; // for these that is the right answer
+                    }
+                    let lacks = asked(build, Some((method, name))).await.unwrap();
+                    assert_eq!(lacks.map(|(method, _)| method), Some(method), "{build} {name}");
+                }
+            }
+            for method in [EXEC, WAIT_PID, WAIT, SIGNAL] {
+                let lacks = asked(build, Some((method, "exec-misfit"))).await.unwrap();
+                assert_eq!(lacks.map(|(method, _)| method), Some(method), "{build}");
+            }
+        }
+        let gone = Control::new(Path::new("/nonexistent/socket")).lacks().await;
+        assert!(
+            matches!(gone, Err(CallError::Gone(_))),
+            "a sandbox that is not there says nothing of its build: {gone:?}"
+        );
     }
 }

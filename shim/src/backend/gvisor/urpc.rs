@@ -76,8 +76,7 @@ pub async fn call<A: Serialize, R: DeserializeOwned>(
     fds: &[BorrowedFd<'_>],
     patience: Option<Duration>,
 ) -> Result<R, CallError> {
-    let request = serde_json::to_vec(&Request { method, arg })
-        .map_err(|error| CallError::Nonsense { method, why: error.to_string() })?;
+    let request = encode(method, arg)?;
     let exchange = async {
         let mut stream = UnixStream::connect(socket).await?;
         send(&mut stream, &request, fds).await?;
@@ -88,6 +87,11 @@ pub async fn call<A: Serialize, R: DeserializeOwned>(
         None => exchange.await?,
     };
     parse(method, &bytes)
+}
+
+/// A request as it goes over the wire; pure, as `parse` is.
+pub fn encode<A: Serialize>(method: &'static str, arg: A) -> Result<Vec<u8>, CallError> {
+    serde_json::to_vec(&Request { method, arg }).map_err(|error| CallError::Nonsense { method, why: error.to_string() })
 }
 
 async fn send(stream: &mut UnixStream, request: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -164,15 +168,26 @@ pub fn parse<R: DeserializeOwned>(method: &'static str, bytes: &[u8]) -> Result<
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream as StdStream;
+
+    use proptest::prelude::*;
+    use serde_json::Value;
+
     use super::*;
 
     #[test]
-    fn results_and_refusals_are_told_apart() {
-        // Written after the source (callResult in pkg/urpc), not yet recordings.
+    fn results_refusals_and_what_a_build_cannot_are_told_apart() {
+        // Of each a line; what real builds answer to each of our calls is recorded, and read by `control`'s tests.
         assert_eq!(parse::<i32>("m", br#"{"success":true,"err":"","result":2}"#).unwrap(), 2);
-        parse::<serde_json::Value>("m", br#"{"success":true,"err":"","result":{}}"#).unwrap();
-        let refused = parse::<i32>("m", br#"{"success":false,"err":"no such container","result":null}"#);
-        assert!(matches!(refused, Err(CallError::Refused(why)) if why == "no such container"));
+        let failed = |why: &str| parse::<i32>("m", json!({"success": false, "err": why}).to_string().as_bytes());
+        assert!(matches!(failed("no such container"), Err(CallError::Refused(why)) if why == "no such container"));
+        for why in ["unknown method", "json: cannot unmarshal bool into Go value of type string"] {
+            assert!(matches!(failed(why), Err(CallError::Unable { .. })), "{why}");
+        }
+        assert!(matches!(failed("an unknown method of a program"), Err(CallError::Refused(_))));
     }
 
     #[test]
@@ -193,6 +208,100 @@ mod tests {
             let mut scanner = Scanner::default();
             let end = scanner.feed(0, &reply[..split]).or_else(|| scanner.feed(split, &reply[split..]));
             assert_eq!(end, Some(reply.len()), "split at {split}");
+        }
+    }
+
+    /// Talks to a sandbox that has fallen into a stranger's hands; also how many bytes the stranger could send.
+    async fn hostile(
+        patience: Duration,
+        answer: impl FnOnce(&mut StdStream) -> usize + Send + 'static,
+    ) -> (Result<Value, CallError>, usize) {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let stranger = std::thread::spawn(move || answer(&mut listener.accept().unwrap().0));
+        let said = call(&socket, "m", json!({}), &[], Some(patience)).await;
+        (said, stranger.join().unwrap())
+    }
+
+    /// Writes the same until nobody takes it any more.
+    fn endless(chunk: Vec<u8>) -> impl FnOnce(&mut StdStream) -> usize {
+        move |stream| {
+            let mut sent = 0;
+            while let Ok(n) = stream.write(&chunk) {
+                sent += n;
+            }
+            sent
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_hostile_sandbox_gets_an_error_out_of_us_within_bounds_and_nothing_else() {
+        const BUFFERS: usize = 2 << 20; // the kernel's, and the part of one read that is above the bound
+        for byte in *b" [\"\\x\0{" {
+            let (said, sent) = hostile(PROMPT, endless(vec![byte; 4096])).await;
+            assert!(matches!(said, Err(CallError::Nonsense { .. })), "{byte}: {said:?}");
+            assert!(sent <= MAX_REPLY + BUFFERS, "{sent} bytes of {byte} were taken");
+        }
+        let deep = [vec![b'['; 1 << 20], vec![b']'; 1 << 20]].concat();
+        let (said, _) = hostile(PROMPT, move |stream| stream.write(&deep).unwrap_or(0)).await;
+        assert!(matches!(said, Err(CallError::Nonsense { .. })), "{said:?}");
+        let short = Duration::from_millis(50);
+        let (said, _) = hostile(short, |stream| stream.read_to_end(&mut Vec::new()).unwrap_or(0)).await;
+        assert!(matches!(said, Err(CallError::Silent("m"))), "{said:?}");
+        // Byte by byte, each in time: it is the whole that is bounded.
+        let (said, _) = hostile(short, |stream| (0..).take_while(|_| stream.write_all(b" ").is_ok()).count()).await;
+        assert!(matches!(said, Err(CallError::Silent("m") | CallError::Nonsense { .. })), "{said:?}");
+        let (said, _) = hostile(PROMPT, |stream| stream.write(b"{\"success\":tr").unwrap_or(0)).await;
+        assert!(matches!(said, Err(CallError::Gone(_))), "{said:?}");
+    }
+
+    /// The end that a stream cut into these pieces has.
+    fn end(pieces: &[Vec<u8>]) -> Option<usize> {
+        let (mut scanner, mut at) = (Scanner::default(), 0);
+        pieces.iter().find_map(|piece| {
+            let end = scanner.feed(at, piece);
+            at += piece.len();
+            end
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_reply_ends_at_the_same_byte_however_it_is_cut(
+            (whole, pieces) in prop_oneof![
+                crate::arbitrary::bytes(),
+                "[\\[\\]{}\"\\\\a ]{0,40}".prop_map(String::into_bytes),
+            ].prop_flat_map(|whole| (Just(whole.clone()), crate::arbitrary::pieces(whole))),
+        ) {
+            prop_assert_eq!(end(&pieces), end(&[whole]));
+        }
+
+        #[test]
+        fn the_end_of_an_object_is_where_it_was_written(
+            (object, pieces) in prop::collection::btree_map(crate::arbitrary::text(), crate::arbitrary::json(), 0..4)
+                .prop_map(|members| Value::Object(members.into_iter().collect()).to_string())
+                .prop_flat_map(|object| {
+                    let more = format!(" {object}garbage}}]\"").into_bytes();
+                    (Just(object.len() + 1), crate::arbitrary::pieces(more))
+                }),
+        ) {
+            prop_assert_eq!(end(&pieces), Some(object));
+        }
+
+        #[test]
+        fn only_a_reply_that_says_so_is_a_success(bytes in prop_oneof![
+            crate::arbitrary::bytes(),
+            crate::arbitrary::json().prop_map(|json| json.to_string().into_bytes()),
+            crate::arbitrary::altered(json!({"success": true, "err": "e", "result": 3}))
+                .prop_map(|json| json.to_string().into_bytes()),
+        ]) {
+            let says = serde_json::from_slice::<Value>(&bytes).is_ok_and(|reply| reply["success"] == json!(true));
+            prop_assert!(says || parse::<i32>("m", &bytes).is_err());
+            if let Ok(number) = parse::<i32>("m", &bytes) {
+                let reply: Value = serde_json::from_slice(&bytes).unwrap();
+                prop_assert_eq!(&reply["result"], &json!(number));
+            }
         }
     }
 }
