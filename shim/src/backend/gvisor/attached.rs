@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo, pipe2, read};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use super::cli::{Runsc, not_run, said};
@@ -131,11 +131,11 @@ impl Attached {
 /// The process as runsc reads it: as it came, but for what runsc would take from elsewhere.
 fn spec_of(process: &ExecProcess, pty: bool) -> Result<Vec<u8>, TaskError> {
     let invalid = |e: serde_json::Error| TaskError::Invalid(format!("the exec's process spec: {e}"));
-    let mut spec: Value = serde_json::from_slice(&process.spec.value).map_err(invalid)?;
-    spec["terminal"] = json!(pty);
+    let mut spec: Map<String, Value> = serde_json::from_slice(&process.spec.value).map_err(invalid)?;
+    spec.insert("terminal".into(), json!(pty));
     // Without, runsc gives it the container's, and the control socket gives it none.
     if spec.get("capabilities").is_none_or(Value::is_null) {
-        spec["capabilities"] = json!({});
+        spec.insert("capabilities".into(), json!({}));
     }
     serde_json::to_vec(&spec).map_err(invalid)
 }
@@ -181,7 +181,26 @@ fn status(text: &[u8]) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use containerd_shim_protos::protobuf::well_known_types::any::Any;
+
     use super::*;
+
+    #[test]
+    fn runsc_is_told_of_a_process_all_that_it_would_take_from_elsewhere() {
+        let told = |text: &str, pty| {
+            let spec = Any { value: text.into(), ..Default::default() };
+            let text = spec_of(&ExecProcess::parse(&spec).unwrap(), pty).map_err(|e| e.to_string())?;
+            Ok::<Value, String>(serde_json::from_slice(&text).unwrap())
+        };
+        let spec = r#"{"args":["a"],"cwd":"/","terminal":true,"rlimits":[]}"#;
+        let expected = json!({"args": ["a"], "cwd": "/", "terminal": false, "capabilities": {}, "rlimits": []});
+        assert_eq!(told(spec, false), Ok(expected));
+        let spec = r#"{"args":["a"],"cwd":"/","capabilities":{"bounding":["CAP_KILL"]}}"#;
+        assert_eq!(told(spec, true).unwrap()["capabilities"], json!({"bounding": ["CAP_KILL"]}));
+        // serde takes a struct's fields in order as well.
+        let error = told(r#"[["a"],[],"/",{},{},false]"#, false).unwrap_err();
+        assert!(error.starts_with("the exec's process spec: "), "{error}");
+    }
 
     #[test]
     fn what_runsc_says_of_a_wait_is_read() {

@@ -235,13 +235,17 @@ fn last_error(log: &Path, from: u64) -> Option<String> {
     said(fs::read(log).ok()?.get(from as usize..)?, &["error", "fatal", "warning"])
 }
 
-/// The last message of these levels in a log of runsc's; it writes its errors without a line's end between them.
+/// The last message of these levels in a log of runsc's, which has several on a line: it ends no line after an error.
 pub(super) fn said(log: &[u8], levels: &[&str]) -> Option<String> {
-    let entries = serde_json::Deserializer::from_slice(log).into_iter::<serde_json::Value>();
-    let bad = entries.map_while(Result::ok).filter(|entry| {
-        entry.get("level").and_then(|level| level.as_str()).is_some_and(|level| levels.contains(&level))
-    });
-    bad.last()?.get("msg")?.as_str().map(str::to_owned)
+    let message = |entry: serde_json::Value| {
+        let level = entry.get("level")?.as_str()?;
+        levels.contains(&level).then(|| entry.get("msg")?.as_str().map(str::to_owned))?
+    };
+    let last_of = |line: &[u8]| {
+        let entries = serde_json::Deserializer::from_slice(line).into_iter::<serde_json::Value>();
+        entries.map_while(Result::ok).filter_map(message).last()
+    };
+    log.rsplit(|byte| *byte == b'\n').find_map(last_of)
 }
 
 #[cfg(test)]
@@ -257,6 +261,7 @@ mod tests {
             (entry("error", "a") + &entry("error", "b"), Some("b")),
             (entry("error", "a") + "\n" + &entry("info", "b") + "\n", Some("a")),
             (entry("error", "a") + r#"{"msg":"cut"#, Some("a")),
+            ("panic: oh\n".to_owned() + &entry("error", "a") + "\ngoroutine 1", Some("a")),
             (entry("debug", "a"), None),
             (String::new(), None),
             ("[]17 \"\"".into(), None),
@@ -267,14 +272,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_log_of_whatever_bytes_has_a_message_of_the_asked_levels_or_none(
-            bytes in crate::arbitrary::bytes(),
-            entries in prop::collection::vec(crate::arbitrary::altered(serde_json::json!({"msg": "m", "level": "error"})), 0..4),
+        fn the_last_error_is_found_among_whatever_stands_before_and_behind_it(
+            before in crate::arbitrary::bytes(),
+            (message, behind) in (crate::arbitrary::text(), crate::arbitrary::text()),
         ) {
-            let mut log: Vec<u8> = entries.iter().flat_map(|entry| entry.to_string().into_bytes()).collect();
-            log.extend(bytes);
+            let entry = serde_json::json!({"msg": message, "level": "error"}).to_string();
+            let log = [&before[..], b"\n", entry.as_bytes(), b"}", behind.as_bytes()].concat();
+            prop_assert_eq!(said(&log, &["error"]), Some(message));
             prop_assert_eq!(said(&log, &[]), None);
-            let _ = said(&log, &["error"]);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::urpc::{CallError, MISFIT, PROMPT, call};
@@ -95,19 +95,15 @@ impl Control {
     /// Signals one process or all of a container.
     pub async fn signal(&self, cid: &str, target: Target, signal: u32) -> Result<(), CallError> {
         let arg = signal_arg(cid, target, signal);
-        call::<_, Nothing>(&self.0, SIGNAL, arg, &[], Some(PROMPT)).await.map(drop)
+        call::<_, IgnoredAny>(&self.0, SIGNAL, arg, &[], Some(PROMPT)).await.map(drop)
     }
 
     /// Freezes or thaws the whole sandbox.
     pub async fn pause(&self, pause: bool) -> Result<(), CallError> {
         let method = if pause { PAUSE } else { RESUME };
-        call::<_, Nothing>(&self.0, method, (), &[], Some(PROMPT)).await.map(drop)
+        call::<_, IgnoredAny>(&self.0, method, (), &[], Some(PROMPT)).await.map(drop)
     }
 }
-
-/// The result of a method that has none: an empty object.
-#[derive(Debug, Deserialize)]
-struct Nothing {}
 
 fn exec_arg(cid: &str, p: &ExecProcess, pty: bool) -> Result<Value, String> {
     let capabilities = p.capabilities.masks().map_err(|name| format!("{name:?} is no capability"))?;
@@ -189,7 +185,7 @@ mod tests {
                 assert_eq!(exit_status(parse(WAIT, &of(name)).unwrap()), status, "{build} {name}");
             }
             for name in ["signal-init", "signal-all", "signal-process", "signal-foreground", "pause", "resume"] {
-                parse::<Nothing>(SIGNAL, &of(name)).unwrap_or_else(|e| panic!("{build} {name}: {e}"));
+                parse::<IgnoredAny>(SIGNAL, &of(name)).unwrap_or_else(|e| panic!("{build} {name}: {e}"));
             }
             for (name, expected) in [
                 ("exec-missing-program", "no such file or directory"),

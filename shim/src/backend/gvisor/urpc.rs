@@ -18,6 +18,8 @@ const MAX_REPLY: usize = 4 << 20;
 /// For calls that the sentry answers from memory.
 pub const PROMPT: Duration = Duration::from_secs(10);
 
+/// So much of what a sandbox says is passed on: into logs, and into answers that containerd takes only up to 4 MiB.
+const MAX_WORDS: usize = 2048;
 /// The sentry's words for a method that it does not have.
 const UNKNOWN_METHOD: &str = "unknown method";
 /// How its words begin where an argument cannot be decoded, before anything is done (Go's `encoding/json`).
@@ -157,13 +159,19 @@ impl Scanner {
 
 /// Decodes a reply; pure, so that it can be fuzzed and fed with recordings.
 pub fn parse<R: DeserializeOwned>(method: &'static str, bytes: &[u8]) -> Result<R, CallError> {
-    let nonsense = |error: serde_json::Error| CallError::Nonsense { method, why: error.to_string() };
+    let nonsense = |error: serde_json::Error| CallError::Nonsense { method, why: words(error.to_string()) };
     let reply: Reply = serde_json::from_slice(bytes).map_err(nonsense)?;
     if !reply.success {
-        let unable = reply.err == UNKNOWN_METHOD || reply.err.starts_with(MISFIT);
-        return Err(if unable { CallError::Unable { method, why: reply.err } } else { CallError::Refused(reply.err) });
+        let why = words(reply.err);
+        let unable = why == UNKNOWN_METHOD || why.starts_with(MISFIT);
+        return Err(if unable { CallError::Unable { method, why } } else { CallError::Refused(why) });
     }
     serde_json::from_value(reply.result).map_err(nonsense)
+}
+
+fn words(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MAX_WORDS));
+    text
 }
 
 #[cfg(test)]
@@ -188,6 +196,15 @@ mod tests {
             assert!(matches!(failed(why), Err(CallError::Unable { .. })), "{why}");
         }
         assert!(matches!(failed("an unknown method of a program"), Err(CallError::Refused(_))));
+    }
+
+    #[test]
+    fn a_sandbox_s_flood_of_words_goes_no_further() {
+        let long = "ö".repeat(1 << 20);
+        for reply in [json!({"success": false, "err": long}), json!({"success": true, "result": long})] {
+            let error = parse::<i32>("m", reply.to_string().as_bytes()).unwrap_err().to_string();
+            assert!((1000..2 * MAX_WORDS).contains(&error.len()), "{} bytes", error.len());
+        }
     }
 
     #[test]
