@@ -13,7 +13,7 @@ use crate::task::Phase;
 use crate::tasks::{Key, Pod, Process};
 
 /// The part of an OCI process (`process` in config.json) that an exec needs.
-#[derive(Debug, Default, serde::Deserialize)]
+#[derive(Debug, Default, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExecProcess {
     /// Program and arguments.
@@ -38,7 +38,7 @@ pub struct ExecProcess {
 }
 
 /// `process.user` of config.json.
-#[derive(Debug, Default, serde::Deserialize)]
+#[derive(Debug, Default, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct User {
     /// User id inside the container.

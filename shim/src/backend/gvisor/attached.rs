@@ -15,7 +15,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo, pipe2, read};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use super::cli::{Runsc, not_run, said};
@@ -62,7 +61,7 @@ impl Attached {
         DirBuilder::new().mode(0o700).create(scratch).map_err(failed)?;
         let exec = async {
             let [spec, log, said] = ["process.json", "runsc.log", "pid"].map(|file| scratch.join(file));
-            fs::write(&spec, spec_of(process, pty)?).map_err(failed)?;
+            fs::write(&spec, spec_of(process, pty).map_err(|e| failed(e.into()))?).map_err(failed)?;
             mkfifo(&said, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|e| failed(e.into()))?;
             // With an end to write to as well: its reader waits, and runsc need not.
             let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
@@ -128,16 +127,14 @@ impl Attached {
     }
 }
 
-/// The process as runsc reads it: as it came, but for what runsc would take from elsewhere.
-fn spec_of(process: &ExecProcess, pty: bool) -> Result<Vec<u8>, TaskError> {
-    let invalid = |e: serde_json::Error| TaskError::Invalid(format!("the exec's process spec: {e}"));
-    let mut spec: Map<String, Value> = serde_json::from_slice(&process.spec.value).map_err(invalid)?;
-    spec.insert("terminal".into(), json!(pty));
-    // Without, runsc gives it the container's, and the control socket gives it none.
-    if spec.get("capabilities").is_none_or(Value::is_null) {
-        spec.insert("capabilities".into(), json!({}));
+/// The process as runsc reads it. By what we understand of it, not as it came: the control socket is told no more, and both
+/// ways must give a process the same.
+fn spec_of(process: &ExecProcess, pty: bool) -> serde_json::Result<Vec<u8>> {
+    let mut spec = serde_json::to_value(process)?;
+    if let Some(members) = spec.as_object_mut() {
+        members.insert("terminal".into(), pty.into());
     }
-    serde_json::to_vec(&spec).map_err(invalid)
+    serde_json::to_vec(&spec)
 }
 
 /// What runsc writes once the process runs. It writes a FIFO in place, in one piece.
@@ -182,24 +179,30 @@ fn status(text: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use containerd_shim_protos::protobuf::well_known_types::any::Any;
+    use serde_json::{Value, json};
 
     use super::*;
 
     #[test]
-    fn runsc_is_told_of_a_process_all_that_it_would_take_from_elsewhere() {
-        let told = |text: &str, pty| {
-            let spec = Any { value: text.into(), ..Default::default() };
-            let text = spec_of(&ExecProcess::parse(&spec).unwrap(), pty).map_err(|e| e.to_string())?;
-            Ok::<Value, String>(serde_json::from_slice(&text).unwrap())
+    fn runsc_is_told_of_a_process_what_the_control_socket_is_told() {
+        let told = |spec: Value, pty| {
+            let spec = Any { value: spec.to_string().into_bytes(), ..Default::default() };
+            let text = spec_of(&ExecProcess::parse(&spec).unwrap(), pty).unwrap();
+            serde_json::from_slice::<Value>(&text).unwrap()
         };
-        let spec = r#"{"args":["a"],"cwd":"/","terminal":true,"rlimits":[]}"#;
-        let expected = json!({"args": ["a"], "cwd": "/", "terminal": false, "capabilities": {}, "rlimits": []});
-        assert_eq!(told(spec, false), Ok(expected));
-        let spec = r#"{"args":["a"],"cwd":"/","capabilities":{"bounding":["CAP_KILL"]}}"#;
-        assert_eq!(told(spec, true).unwrap()["capabilities"], json!({"bounding": ["CAP_KILL"]}));
-        // serde takes a struct's fields in order as well.
-        let error = told(r#"[["a"],[],"/",{},{},false]"#, false).unwrap_err();
-        assert!(error.starts_with("the exec's process spec: "), "{error}");
+        let user = json!({"uid": 1, "gid": 2, "additionalGids": [3]});
+        let capabilities =
+            json!({"bounding": ["CAP_KILL"], "effective": [], "inheritable": [], "permitted": [], "ambient": []});
+        let whole = json!({
+            "args": ["a"], "env": ["B=c"], "cwd": "/", "user": user, "capabilities": capabilities,
+            "noNewPrivileges": true, "terminal": true,
+        });
+        assert_eq!(told(whole.clone(), true), whole);
+        // Whatever it says of its terminal, what counts is what it gets; and what it does not say is none, not the
+        // container's.
+        let bare = told(json!({"args": ["a"], "cwd": "/", "terminal": true}), false);
+        assert_eq!((&bare["terminal"], &bare["noNewPrivileges"]), (&json!(false), &json!(false)));
+        assert_eq!((&bare["capabilities"]["bounding"], &bare["user"]["uid"]), (&json!([]), &json!(0)));
     }
 
     #[test]
