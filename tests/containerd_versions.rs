@@ -33,27 +33,27 @@ pub fn smoke_set(node: &Node) {
     let missing = node.run("missing", &[], &["no-such-program"]);
     assert!(missing.status != 0 && missing.stderr.contains("no-such-program"), "{missing:?}");
 
-    let output = node.run_detached("c", &[], &["sh", "-c", "echo up; sleep 1000"]);
+    let output = node.run_detached("main", &[], &["sh", "-c", "echo up; sleep 1000"]);
     crate::harness::wait_until("its first line", || std::fs::read_to_string(&output).is_ok_and(|text| text == "up\n"));
-    assert_eq!(node.exec("c", "e1", &["sh", "-c", "exit 3"]).status, 3);
-    let mut exec = Running::start(node.ctr_command(&["task", "exec", "--exec-id", "e2", "c", "cat"]));
+    assert_eq!(node.exec("main", "e1", &["sh", "-c", "exit 3"]).status, 3);
+    let mut exec = Running::start(node.ctr_command(&["task", "exec", "--exec-id", "e2", "main", "cat"]));
     exec.write(b"exec\n");
     assert_eq!(exec.finish_without_input().ok(), "exec\n");
-    let mut terminal = Terminal::run(&node.ctr_command(&["task", "exec", "--tty", "--exec-id", "e3", "c", "sh"]));
+    let mut terminal = Terminal::run(&node.ctr_command(&["task", "exec", "--tty", "--exec-id", "e3", "main", "sh"]));
     terminal.resize(30, 100);
     terminal.type_in("echo $((40 + 2)) terminals; exit 6\n");
     terminal.wait_for("42 terminals");
     assert_eq!(terminal.finish().0.status, 6);
 
-    node.ctr(&["task", "pause", "c"]).ok();
-    assert_eq!(node.task("c").unwrap().1, "PAUSED");
-    node.ctr(&["task", "resume", "c"]).ok();
+    node.ctr(&["task", "pause", "main"]).ok();
+    assert_eq!(node.task("main").unwrap().1, "PAUSED");
+    node.ctr(&["task", "resume", "main"]).ok();
     node.stop_containerd();
     node.start_containerd();
-    assert_eq!(node.task("c").unwrap().1, "RUNNING");
-    node.ctr(&["task", "kill", "--signal", "SIGKILL", "c"]).ok();
-    node.wait_for_task("c", "STOPPED");
-    node.remove("c");
+    assert_eq!(node.task("main").unwrap().1, "RUNNING");
+    node.ctr(&["task", "kill", "--signal", "SIGKILL", "main"]).ok();
+    node.wait_for_task("main", "STOPPED");
+    node.remove("main");
     node.assert_nothing_left();
 }
 

@@ -89,7 +89,7 @@ fn a_logging_program_gets_its_descriptors_its_names_every_byte_and_the_end() {
     let node = Node::start();
     let dir = node.path("log");
     fs::create_dir(&dir).unwrap();
-    let uri = format!("binary://{LOGGER}?dir={}", dir.display());
+    let uri = format!("binary-v2://{LOGGER}?dir={}", dir.display());
     let finished = node.run("c", &["--log-uri", &uri], &["sh", "-c", "seq 1 300000; echo err >&2; exit 2"]);
     assert_eq!(finished.status, 2, "{finished:?}");
     wait_until("the logger's end", || dir.join("ended").exists());
@@ -117,11 +117,16 @@ fn a_logging_program_reads_on_until_the_workload_ends() {
 #[test]
 fn a_logging_program_that_cannot_start_fails_the_create_and_leaves_nothing() {
     let node = Node::start();
-    for program in ["/no/such/logger", "/bin/false"] {
-        let failed = node.run("c", &["--log-uri", &format!("binary://{program}")], &["true"]);
-        // Its end without the ready byte counts as ready: the reference shim takes both.
-        assert!(failed.status != 0 || program == "/bin/false", "{failed:?}");
-        assert!(failed.status == 0 || failed.stderr.contains(program), "{failed:?}");
+    for (scheme, program, runs) in [
+        ("binary", "/no/such/logger", false),
+        // Its end without the ready byte counts as ready by the old scheme, and not by the new one.
+        ("binary", "/bin/false", true),
+        ("binary-v2", "/bin/false", false),
+    ] {
+        let said = node.run("c", &["--log-uri", &format!("{scheme}://{program}")], &["true"]);
+        assert_eq!(said.status == 0, runs, "{scheme}://{program}: {said:?}");
+        assert!(runs || said.stderr.contains(program), "{said:?}");
+        node.ctr(&["container", "rm", "c"]);
         node.assert_nothing_left();
     }
 }

@@ -4,6 +4,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+/// What is said of a name that is none.
+pub const IDENTIFIER: &str = "is not a containerd identifier (1 to 76 of A-Z a-z 0-9 joined by single . _ -)";
+
 /// What the caller wants of this process.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Args {
@@ -50,7 +53,7 @@ pub enum BadArgs {
     #[error("flag -{0} is required")]
     Missing(&'static str),
     /// The value cannot name directories and sockets.
-    #[error("flag -{flag}: {value:?} is not a containerd identifier (1 to 76 of A-Z a-z 0-9 joined by single . _ -)")]
+    #[error("flag -{flag}: {value:?} {IDENTIFIER}")]
     Identifier { flag: &'static str, value: String },
     /// The command line is not UTF-8.
     #[error("argument {0:?} is not UTF-8")]

@@ -12,9 +12,11 @@ use containerd_shim_protos::events::task as ev;
 use containerd_shim_protos::protobuf::MessageField;
 use nix::sys::signal::Signal;
 
+use crate::args::{IDENTIFIER, is_identifier};
 use crate::backend::{Made, NewContainer};
 use crate::error::TaskError;
 use crate::events::timestamp;
+use crate::harden::{self, Profile};
 use crate::hooks::{Hooks, Moment};
 use crate::request::SandboxRequest;
 use crate::task::{Exit, Input, Phase};
@@ -29,6 +31,7 @@ const LAST_SIGNAL: u32 = 64;
 /// Create: the sandbox is there and nothing of the workload runs. Returns the task's pid.
 pub async fn create(pod: &Arc<Pod>, req: CreateTaskRequest) -> Result<u32, TaskError> {
     let _one_at_a_time = pod.creating.lock().await;
+    named("id", &req.id)?;
     let key = Key::init(&req.id);
     if pod.has(&key) {
         return Err(TaskError::AlreadyExists(key.to_string()));
@@ -48,6 +51,14 @@ pub async fn create(pod: &Arc<Pod>, req: CreateTaskRequest) -> Result<u32, TaskE
     Ok(pid as u32)
 }
 
+/// Names become names of directories and sockets.
+pub fn named(field: &'static str, name: &str) -> Result<(), TaskError> {
+    match is_identifier(name) {
+        true => Ok(()),
+        false => Err(TaskError::Invalid(format!("{field} {name:?} {IDENTIFIER}"))),
+    }
+}
+
 async fn make(pod: &Pod, req: &CreateTaskRequest) -> Result<Process, TaskError> {
     let (theirs, ours) = (PathBuf::from(&req.bundle), pod.bundle(&req.id));
     let (settings, options) = options::read(req.options.as_ref(), &paths::settings())?;
@@ -58,6 +69,7 @@ async fn make(pod: &Pod, req: &CreateTaskRequest) -> Result<Process, TaskError> 
         cgroup::join(cgroup).map_err(|e| TaskError::host(format!("shim_cgroup {}", cgroup.display()), e))?;
     }
     let hooks = Hooks::take(&mut spec, &req.id, &theirs)?;
+    let spec = harden::harden(harden::real_sources(spec), Profile::Default, pod.kind()?)?;
     mounts::mount_all(&req.rootfs, &theirs.join("rootfs")).map_err(|why| TaskError::host("rootfs", why))?;
     bundle::find_mounts(&spec)?;
     bundle::find_program(&spec)?;

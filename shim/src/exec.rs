@@ -7,6 +7,7 @@ use containerd_shim_protos::events::task as ev;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 
 use crate::backend::gvisor::capabilities::Capabilities;
+use crate::create;
 use crate::error::TaskError;
 use crate::stdio;
 use crate::task::Phase;
@@ -77,9 +78,7 @@ pub fn register(pod: &Pod, req: ExecProcessRequest) -> Result<(), TaskError> {
     if phase != Phase::Running {
         return Err(TaskError::WrongPhase { verb: "exec in", what: init.to_string(), phase });
     }
-    if req.exec_id.is_empty() {
-        return Err(TaskError::Invalid("exec_id is empty; give the exec a name".into()));
-    }
+    create::named("exec_id", &req.exec_id)?;
     let key = Key { id: req.id, exec: req.exec_id };
     if pod.has(&key) {
         return Err(TaskError::AlreadyExists(key.to_string()));

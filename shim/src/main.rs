@@ -14,6 +14,7 @@ mod delete;
 mod error;
 mod events;
 mod exec;
+mod harden;
 mod hooks;
 mod info;
 mod log;

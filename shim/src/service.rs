@@ -291,4 +291,20 @@ mod tests {
             assert_eq!(code(rpc, given).await, expected, "{rpc} of {given:?}");
         }
     }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_name_that_would_lead_elsewhere_is_refused_before_anything_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        for bad in ["", ".", "..", "../c1", "a/b", "a\0b", "a b", &"a".repeat(200)] {
+            let service = pod(Given::In(Phase::Running), dir.path());
+            let request = CreateTaskRequest { id: bad.into(), bundle: "/bundle".into(), ..Default::default() };
+            let created = create::create(&service.0, request).await.unwrap_err();
+            let request = ExecProcessRequest { id: "c1".into(), exec_id: bad.into(), ..Default::default() };
+            let exec = exec::register(&service.0, request).unwrap_err();
+            for error in [created, exec] {
+                assert_eq!(error.code(), Code::INVALID_ARGUMENT, "{bad:?}: {error}");
+            }
+            assert!(!dir.path().join("bundles").exists(), "{bad:?}");
+        }
+    }
 }

@@ -15,6 +15,7 @@ use crate::backend::{self, Backend, Place};
 use crate::error::TaskError;
 use crate::events::{Events, timestamp};
 use crate::exec::ExecProcess;
+use crate::harden::BackendKind;
 use crate::hooks::Hooks;
 use crate::request::{Maker, SandboxRequest};
 use crate::settings::Settings;
@@ -127,6 +128,12 @@ impl Pod {
     pub fn backend(&self) -> Result<Arc<dyn Backend>, TaskError> {
         let none = || TaskError::NotFound(format!("the sandbox of pod {}", self.place.group));
         self.sandbox().as_ref().map(|sandbox| sandbox.backend.clone()).ok_or_else(none)
+    }
+
+    /// Whose kernel the pod's workload talks to.
+    pub fn kind(&self) -> Result<BackendKind, TaskError> {
+        let none = || TaskError::NotFound(format!("the sandbox of pod {}", self.place.group));
+        self.sandbox().as_ref().map(|sandbox| BackendKind::of(&sandbox.maker)).ok_or_else(none)
     }
 
     /// The backend for one more container: the pod's, which must be what is asked for, or with the container that the

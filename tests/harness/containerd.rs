@@ -35,6 +35,10 @@ pub struct Setup {
     pub bundles_kib: Option<u32>,
     /// runtime.toml; none where it is empty.
     pub settings: String,
+    /// What else is in containerd's environment, and so in its shims'.
+    pub env: Vec<(&'static str, String)>,
+    /// containerd's snapshotter; overlayfs where the file system can carry it, else native.
+    pub snapshotter: Option<&'static str>,
 }
 
 /// A private containerd and what it runs.
@@ -69,7 +73,7 @@ impl Node {
                 .unwrap();
         }
         let namespace = format!("t{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
-        let snapshotter = snapshotter(dir.path());
+        let snapshotter = setup.snapshotter.unwrap_or_else(|| snapshotter(dir.path()));
         let (daemon, ids) = Default::default();
         let node = Self { setup, dir, namespace, snapshotter, daemon, ids };
         node.put_runsc();
@@ -80,7 +84,10 @@ impl Node {
         let archive = node.path("image.tar");
         fs::write(&archive, images::archive()).unwrap();
         let archive = archive.to_str().unwrap();
-        node.ctr(&["image", "import", "--snapshotter", node.snapshotter, archive]).ok();
+        // containerd 2's own import unpacks for one snapshotter, its client's for any.
+        let local = node.setup.snapshotter.map(|_| "--local");
+        let import = ["image", "import", "--snapshotter", node.snapshotter].into_iter().chain(local).chain([archive]);
+        node.ctr(&import.collect::<Vec<_>>()).ok();
         node
     }
 
@@ -107,6 +114,7 @@ impl Node {
         let log = File::options().create(true).append(true).open(self.path("containerd.log")).unwrap();
         let mut command = Command::new(self.setup.containerd.bin().join("containerd"));
         command.arg("--config").arg(&config).env("PATH", path).env("CRETO_ROOT", self.path("creto"));
+        command.envs(self.setup.env.iter().cloned());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         *self.daemon.lock().unwrap() = Some(command.spawn().unwrap());
         let answers = poll(|| (self.ctr(&["version"]).status == 0).then_some(()));
@@ -278,6 +286,14 @@ path = "{dir}/opt"
     pub fn processes(&self, program: &str) -> Vec<i32> {
         let of = |p: &leaks::Process| p.command.split(' ').next().is_some_and(|first| first.ends_with(program));
         leaks::processes_of(self.dir.path()).into_iter().filter(of).map(|p| p.pid).collect()
+    }
+
+    /// The host pid of the process that was told a path in this directory by a flag.
+    #[track_caller]
+    pub fn told(&self, flag: &str, directory: &Path) -> i32 {
+        let told = format!("{flag} {}", directory.display());
+        let all = leaks::processes_of(self.dir.path());
+        all.iter().find(|p| p.command.contains(&told)).unwrap_or_else(|| panic!("no {told} in {all:?}")).pid
     }
 
     /// Checks that, of all containers so far, nothing is left on the machine. They must have been removed.

@@ -4,6 +4,7 @@
 pub mod containerd;
 pub mod events;
 pub mod images;
+pub mod kata;
 pub mod leaks;
 pub mod parts;
 pub mod process;

@@ -23,11 +23,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Uri {
     program: String,
     args: Vec<String>,
+    /// `binary-v2`: the program must say that it is ready; of `binary`, the end of what it could say it on counts too.
+    must_say: bool,
 }
 
-/// Parses `binary://PROGRAM?key=value&…`: each pair becomes two arguments. `binary-v2` differs in nothing we send.
+/// Parses `binary://PROGRAM?key=value&…` and `binary-v2://…`: each pair becomes two arguments.
 pub fn uri(text: &str) -> Option<Uri> {
-    let rest = text.strip_prefix("binary://").or_else(|| text.strip_prefix("binary-v2://"))?;
+    let (scheme, rest) = text.split_once("://").filter(|(scheme, _)| matches!(*scheme, "binary" | "binary-v2"))?;
     let (program, query) = rest.split_once('?').unwrap_or((rest, ""));
     // Go's url.Values is a map; containerd's own order is sorted neither way, so ours is at least stable.
     let mut pairs = BTreeMap::new();
@@ -36,7 +38,7 @@ pub fn uri(text: &str) -> Option<Uri> {
         pairs.entry(decode(key)).or_insert_with(|| decode(value));
     }
     let args = pairs.into_iter().flat_map(|(k, v)| if v.is_empty() { vec![k] } else { vec![k, v] }).collect();
-    Some(Uri { program: decode(program), args })
+    Some(Uri { program: decode(program), args, must_say: scheme == "binary-v2" })
 }
 
 /// Percent-decoding as in a query (RFC 3986, `+` is a space).
@@ -83,16 +85,16 @@ impl Logger {
         let said = tokio::time::timeout(READY, async {
             loop {
                 let mut guard = ready.readable().await?;
-                // Its end without a byte counts as well: the reference shim takes both.
                 match guard.try_io(|fd| Ok(nix::unistd::read(fd.get_ref().as_fd(), &mut [0; 1])?)) {
                     Ok(result) => return result,
                     Err(_would_block) => continue,
                 }
             }
         });
-        if !matches!(said.await, Ok(Ok(_))) {
+        let least = usize::from(uri.must_say);
+        if !matches!(said.await, Ok(Ok(bytes)) if bytes >= least) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            return Err(io::Error::other(format!("binary://{} did not become ready", uri.program)));
+            return Err(io::Error::other(format!("{}: the logging program did not become ready", uri.program)));
         }
         let child = (out_writer.try_clone()?, err_writer.try_clone()?);
         Ok((Self { pid, _writers: [out_writer, err_writer] }, child.0, child.1))
@@ -125,6 +127,8 @@ mod tests {
     #[test]
     fn uris_become_programs_and_arguments() {
         let parsed = |text| uri(text).map(|u| (u.program, u.args));
+        let must_say = |text| uri(text).map(|u| u.must_say);
+        assert_eq!((must_say("binary:///bin/log"), must_say("binary-v2:///bin/log")), (Some(false), Some(true)));
         let args = |list: &[&str]| list.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>();
         assert_eq!(parsed("binary:///bin/log"), Some(("/bin/log".into(), vec![])));
         let expected = ("/bin/log".to_owned(), args(&["_NERDCTL_INTERNAL_LOGGING", "/var/lib/a b"]));

@@ -7,7 +7,7 @@ mod kata;
 mod spawn;
 mod sweep;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -82,14 +82,16 @@ pub struct Delegate {
     heard: Heard,
     up: OnceCell<(Downstream, Listening)>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
-    /// Something ended in another way than by its own Delete, so that the downstream may have left things behind.
-    untidy: AtomicBool,
+    /// Containers that ended in another way than by their own Delete: the downstream may have left things of them.
+    untidy: Mutex<BTreeSet<String>>,
 }
 
 #[derive(Default)]
 struct Container {
     /// It was killed before it ran, and its shim will not say so.
     killed: Notify,
+    /// The downstream has said how its init ended.
+    ended: AtomicBool,
 }
 
 impl Delegate {
@@ -164,8 +166,8 @@ impl Delegate {
         Ok(())
     }
 
-    fn untidy(&self) {
-        self.untidy.store(true, Ordering::Relaxed);
+    fn untidy(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.untidy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -190,7 +192,7 @@ impl Backend for Delegate {
         };
         let created = downstream.call::<_, CreateTaskResponse>("Create", &request, BOOT).await;
         let created = created.map_err(|error| {
-            self.untidy();
+            self.untidy().insert(new.id.to_owned());
             self.explain(error)
         })?;
         self.close_input_when_over(&Key::init(new.id), &mut io)?;
@@ -230,10 +232,13 @@ impl Backend for Delegate {
         tokio::select! {
             () = container.killed.notified(), if key.is_init() => killed,
             answer = downstream.call::<_, WaitResponse>("Wait", &request, FOR_EVER) => match answer {
-                Ok(answer) => Exit { status: answer.exit_status, at: time(&answer.exited_at) },
+                Ok(answer) => {
+                    container.ended.fetch_or(key.is_init(), Ordering::Relaxed);
+                    Exit { status: answer.exit_status, at: time(&answer.exited_at) }
+                }
                 Err(error) => {
                     tracing::warn!(backend = self.shim.name, sandbox = key.id, %error, "no exit status");
-                    self.untidy();
+                    self.untidy().insert(key.id.clone());
                     Exit { status: KILLED, at: SystemTime::now() }
                 }
             },
@@ -248,7 +253,7 @@ impl Backend for Delegate {
                 // Kata signals nothing that it has not started, but it deletes it.
                 let request = DeleteRequest { id, ..Default::default() };
                 self.up()?.call::<_, DeleteResponse>("Delete", &request, PROMPT).await?;
-                self.untidy();
+                self.untidy().insert(key.id.clone());
                 if let Some(container) = self.containers().get(&key.id) {
                     container.killed.notify_one();
                 }
@@ -321,18 +326,18 @@ impl Backend for Delegate {
     }
 
     async fn delete(&self, id: &str) {
-        let known = self.containers().remove(id).is_some();
-        if let Ok(downstream) = self.up()
-            && known
-        {
-            let request = DeleteRequest { id: id.to_owned(), ..Default::default() };
-            if let Err(error) = downstream.call::<_, DeleteResponse>("Delete", &request, PROMPT).await {
-                tracing::debug!(sandbox = id, %error, "the downstream shim did not delete it");
-                self.untidy();
+        let known = self.containers().remove(id);
+        if let (Some(container), Ok(downstream)) = (known, self.up()) {
+            let well = match container.ended.load(Ordering::Relaxed) {
+                true => self.shim.forget(downstream, id).await,
+                false => self.shim.end(downstream, id).await,
+            };
+            if !well {
+                self.untidy().insert(id.to_owned());
             }
         }
         if self.containers().is_empty() {
-            let untidy = self.untidy.load(Ordering::Relaxed).then_some(id);
+            let untidy = std::mem::take(&mut *self.untidy());
             self.shim.dismiss(self.up().ok(), untidy).await;
         }
     }

@@ -1,5 +1,6 @@
 //! The end of a downstream shim: asked for, brought about, and what it left behind removed.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -20,16 +21,16 @@ const DELETE: Duration = Duration::from_secs(3);
 const BUDGET: Duration = Duration::from_millis(4500);
 
 impl Shim {
-    /// Asks it to end and sees to it; with `untidy`, a container's name, what it left behind is removed as well.
-    pub async fn dismiss(&self, shim: Option<&Downstream>, untidy: Option<&str>) {
+    /// Asks it to end and sees to it; what it left behind of the `untidy` containers is removed as well.
+    pub async fn dismiss(&self, shim: Option<&Downstream>, untidy: BTreeSet<String>) {
         if let Some(shim) = shim {
             let request = ShutdownRequest { id: self.place.group.clone(), ..Default::default() };
             // Some end before they have answered.
             let _ = shim.call::<_, Empty>("Shutdown", &request, BRIEF).await;
         }
         self.gone().await;
-        if let Some(id) = untidy {
-            self.tidy(id).await;
+        for id in untidy {
+            self.tidy(&id).await;
         }
     }
 
@@ -40,16 +41,22 @@ impl Shim {
         }
     }
 
-    /// Kills one container and deletes it; whether that went well.
-    async fn end(&self, shim: &Downstream, id: &str) -> bool {
-        let id = id.to_owned();
-        let kill = KillRequest { id: id.clone(), signal: Signal::SIGKILL as u32, all: true, ..Default::default() };
-        let _ = shim.call::<_, Empty>("Kill", &kill, BRIEF).await; // it may have ended before
-        let wait = WaitRequest { id: id.clone(), ..Default::default() };
-        let waited = shim.call::<_, WaitResponse>("Wait", &wait, BRIEF).await;
-        let deleted =
-            shim.call::<_, DeleteResponse>("Delete", &DeleteRequest { id, ..Default::default() }, BRIEF).await;
-        waited.is_ok() && deleted.is_ok()
+    /// Kills one container and deletes it; whether that went well. Kata neither kills nor ends one that it has not started,
+    /// and deletes it all the same, but not all that belongs to it.
+    pub async fn end(&self, shim: &Downstream, id: &str) -> bool {
+        let (all, signal) = (true, Signal::SIGKILL as u32);
+        let kill = KillRequest { id: id.to_owned(), signal, all, ..Default::default() };
+        let killed = shim.call::<_, Empty>("Kill", &kill, BRIEF).await;
+        let wait = WaitRequest { id: id.to_owned(), ..Default::default() };
+        let ended = killed.is_ok() && shim.call::<_, WaitResponse>("Wait", &wait, BRIEF).await.is_ok();
+        self.forget(shim, id).await && ended
+    }
+
+    /// Deletes one container that has ended; whether that went well.
+    pub async fn forget(&self, shim: &Downstream, id: &str) -> bool {
+        let request = DeleteRequest { id: id.to_owned(), ..Default::default() };
+        let deleted = shim.call::<_, DeleteResponse>("Delete", &request, DELETE).await;
+        deleted.inspect_err(|error| tracing::debug!(id, %error, "the downstream shim did not delete it")).is_ok()
     }
 
     /// What a killed shim of ours has left of one container, or with the first one of the pod.
@@ -60,18 +67,18 @@ impl Shim {
             Some(address) => Downstream::connect(&self.name, &address).await.ok(),
             None => None,
         };
-        let mut untidy = Vec::new();
+        let mut untidy = BTreeSet::new();
         for id in ids {
             let well = match &shim {
                 Some(shim) => self.end(shim, &id).await,
                 None => false,
             };
             if !well {
-                untidy.push(id);
+                untidy.insert(id);
             }
         }
         if all {
-            self.dismiss(shim.as_ref(), None).await;
+            return self.dismiss(shim.as_ref(), untidy).await;
         }
         for id in untidy {
             self.tidy(&id).await;

@@ -48,7 +48,7 @@ const NAMES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 /// runsc withholds it from every container unless started with `--net-raw`; an exec must not get more.
-const WITHHELD: &str = "NET_RAW";
+pub const WITHHELD: &str = "NET_RAW";
 
 /// As in config.json (`process.capabilities`); a set that is absent is empty.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -85,11 +85,16 @@ impl Capabilities {
     }
 }
 
+/// A capability's number and its name without `CAP_`; `None` for what is no capability.
+pub fn known(name: &str) -> Option<(usize, &'static str)> {
+    let upper = name.to_ascii_uppercase();
+    let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
+    NAMES.iter().copied().enumerate().find(|(_, known)| *known == short)
+}
+
 fn mask(names: &[String]) -> Result<u64, String> {
     names.iter().try_fold(0, |mask, name| {
-        let upper = name.to_ascii_uppercase();
-        let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
-        let bit = NAMES.iter().position(|known| *known == short).ok_or_else(|| name.clone())?;
+        let (bit, short) = known(name).ok_or_else(|| name.clone())?;
         Ok(if short == WITHHELD { mask } else { mask | 1 << bit })
     })
 }

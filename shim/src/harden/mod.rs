@@ -1,0 +1,128 @@
+//! What a workload may be and may have: an OCI spec in, the hardened one out. `RULES` is the whole policy, top to bottom;
+//! docs/hardening.md is the same as a table, with what was measured. Pure but for [`real_sources`].
+//! Not here: the network beyond its namespace (the fence), limits (cgroups), what identity is attested.
+
+mod files;
+mod kernel;
+mod process;
+mod shape;
+mod summary;
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::error::TaskError;
+use crate::request::Maker;
+
+#[expect(unused_imports, reason = "attested as soon as there are attestations")]
+pub use summary::{Summary, summary};
+
+/// How much is taken away. `Default` gives what a spec asks for and refuses what nobody's workload may have; `Strict`
+/// takes away all that a program can do without, and refuses what cannot be taken away quietly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Profile {
+    /// For any image.
+    #[default]
+    Default,
+    /// For code that nobody has read, in an image made for it.
+    Strict,
+}
+
+impl std::str::FromStr for Profile {
+    type Err = TaskError;
+
+    fn from_str(name: &str) -> Result<Self, TaskError> {
+        match name {
+            "default" => Ok(Self::Default),
+            "strict" => Ok(Self::Strict),
+            _ => Err(TaskError::Invalid(format!("{name:?} is no hardening profile; allowed: default, strict"))),
+        }
+    }
+}
+
+/// Whose kernel a workload talks to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendKind {
+    /// gVisor's own, which has its own `/proc`, `/sys` and devices.
+    Gvisor,
+    /// That of a virtual machine.
+    Machine,
+    /// The host's. Also assumed of a shim that we do not know.
+    HostKernel,
+}
+
+impl BackendKind {
+    /// Of what a pod's sandbox is made by.
+    pub fn of(maker: &Maker) -> Self {
+        match maker {
+            Maker::Gvisor(_) => Self::Gvisor,
+            Maker::Delegate(_, shim) => {
+                let name = shim.shim.file_name().unwrap_or_default().to_string_lossy();
+                if name.starts_with("containerd-shim-kata") { Self::Machine } else { Self::HostKernel }
+            }
+        }
+    }
+}
+
+/// What a rule decides by.
+#[derive(Clone, Copy, Debug)]
+struct Policy {
+    profile: Profile,
+    kind: BackendKind,
+}
+
+impl Policy {
+    fn is_strict(self) -> bool {
+        self.profile == Profile::Strict
+    }
+}
+
+type Rule = fn(&mut Value, Policy) -> Result<(), TaskError>;
+
+/// In order: a later rule sees what the earlier ones have left.
+const RULES: [Rule; 15] = [
+    process::only_known_capabilities,
+    process::few_capabilities,
+    process::no_new_privileges,
+    process::limits,
+    process::labels_that_mean_something,
+    files::read_only_root,
+    files::nothing_of_the_host_itself,
+    files::read_only_binds,
+    files::private_propagation,
+    files::read_only_proc,
+    kernel::private_namespaces,
+    kernel::no_memory_devices,
+    kernel::no_device_wildcard,
+    files::paths,
+    kernel::few_system_calls,
+];
+
+/// The spec that a backend gets: never more than `spec` asks for, or an error that names a field and the fix. Idempotent.
+pub fn harden(mut spec: Value, profile: Profile, kind: BackendKind) -> Result<Value, TaskError> {
+    for rule in RULES {
+        rule(&mut spec, Policy { profile, kind })?;
+    }
+    Ok(spec)
+}
+
+/// Replaces the sources of bind mounts by what they really are, that no symbolic link on the host leads a rule astray.
+/// What is not there stays: that is said where mounts are looked for.
+pub fn real_sources(mut spec: Value) -> Value {
+    for mount in spec.get_mut("mounts").and_then(Value::as_array_mut).into_iter().flatten() {
+        if files::is_bind(mount)
+            && let Some(source) = mount.get_mut("source")
+            && let Some(real) = source.as_str().and_then(|path| Path::new(path).canonicalize().ok())
+            && let Some(real) = real.to_str()
+        {
+            *source = json!(real);
+        }
+    }
+    spec
+}
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;

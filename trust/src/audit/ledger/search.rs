@@ -1,0 +1,129 @@
+//! Looking things up: search, inclusion and consistency proofs, export.
+
+use std::io::Write;
+
+use rusqlite::types::Value;
+use rusqlite::{OptionalExtension, Row, params, params_from_iter};
+
+use super::{Ledger, LedgerError, Stored, last_head};
+use crate::audit::log::{Hash, consistency_proof, inclusion_proof};
+use crate::audit::ocsf;
+use crate::audit::record::AuditRecord;
+use crate::audit::tree_head::SignedTreeHead;
+
+/// What to look for; all that is given must fit.
+#[derive(Clone, Debug, Default)]
+pub struct Query {
+    /// An event's name, one of [`crate::audit::Event::NAMES`].
+    pub event: Option<String>,
+    /// A sandbox's id.
+    pub sandbox: Option<String>,
+    /// An agent's SPIFFE ID.
+    pub agent: Option<String>,
+    /// A destination: an address, or a name together with all names below it.
+    pub destination: Option<String>,
+    /// Not before this, in milliseconds since 1970.
+    pub since: Option<u64>,
+    /// Before this, in milliseconds since 1970.
+    pub until: Option<u64>,
+    /// No more than so many; the newest are kept.
+    pub limit: Option<u64>,
+}
+
+/// A record and its place in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its position in the tree.
+    pub position: u64,
+    /// The record.
+    pub record: AuditRecord,
+}
+
+/// That a record is in the log, for someone who trusts the head's key and nothing else: hash `body` as a leaf and follow
+/// `proof` to the head's root (RFC 9162 §2.1.3.2).
+#[derive(Clone, Debug)]
+pub struct Inclusion {
+    /// The record's position.
+    pub position: u64,
+    /// The record's bytes.
+    pub body: Vec<u8>,
+    /// The hashes from its leaf to the root.
+    pub proof: Vec<Hash>,
+    /// The signed head that has the root.
+    pub head: SignedTreeHead,
+}
+
+impl Ledger {
+    /// The records that fit, oldest first.
+    pub fn search(&self, query: &Query) -> Result<Vec<Entry>, LedgerError> {
+        let (mut text, mut values) = ("SELECT position, body FROM record WHERE 1".to_owned(), Vec::new());
+        let mut and = |clause: &str, value: Value| {
+            text += clause;
+            values.push(value);
+        };
+        for (clause, value) in [
+            (" AND event = ?", &query.event),
+            (" AND sandbox = ?", &query.sandbox),
+            (" AND agent = ?", &query.agent),
+            (
+                " AND ('.' || destination) LIKE ('%.' || replace(replace(replace(?, '\\', '\\\\'), '%', '\\%'), '_', '\\_')) ESCAPE '\\'",
+                &query.destination,
+            ),
+        ] {
+            if let Some(value) = value {
+                and(clause, value.clone().into());
+            }
+        }
+        for (clause, time) in [(" AND time >= ?", query.since), (" AND time < ?", query.until)] {
+            if let Some(time) = time {
+                and(clause, i64::try_from(time).unwrap_or(i64::MAX).into());
+            }
+        }
+        and(
+            " ORDER BY position DESC LIMIT ?",
+            query.limit.map_or(-1, |limit| i64::try_from(limit).unwrap_or(-1)).into(),
+        );
+        let mut statement = self.db.prepare(&text)?;
+        let rows = statement
+            .query_map(params_from_iter(values), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+        let mut found = Vec::new();
+        for row in rows {
+            let (position, body) = row?;
+            found.push(Entry { position: position.cast_unsigned(), record: AuditRecord::parse(&body)? });
+        }
+        found.reverse();
+        Ok(found)
+    }
+
+    /// Proves that the record at `position` is under the newest head; none if no head covers it (yet).
+    pub fn prove(&self, position: u64) -> Result<Option<Inclusion>, LedgerError> {
+        let Some((size, _, head)) = last_head(&self.db)? else { return Ok(None) };
+        let Some(proof) = inclusion_proof(&Stored(&self.db), position, size)? else { return Ok(None) };
+        let body = "SELECT body FROM record WHERE position = ?";
+        let body = self.db.query_row(body, params![position.cast_signed()], |row| row.get(0)).optional()?;
+        let body = body.ok_or(LedgerError::NodeMissing { level: 0, position })?;
+        Ok(Some(Inclusion { position, body, proof, head }))
+    }
+
+    /// Proves that the log that the newest head covers still begins with the first `old` records: what someone needs who
+    /// kept the head of size `old`. None if there is no such pair.
+    pub fn prove_consistency(&self, old: u64) -> Result<Option<(Vec<Hash>, SignedTreeHead)>, LedgerError> {
+        let Some((size, _, head)) = last_head(&self.db)? else { return Ok(None) };
+        Ok(consistency_proof(&Stored(&self.db), old, size)?.map(|proof| (proof, head)))
+    }
+
+    /// Writes the records from `position` on as OCSF events, one line of JSON each; gives the position after the last.
+    pub fn export(&self, position: u64, out: &mut dyn Write) -> Result<u64, LedgerError> {
+        let mut statement =
+            self.db.prepare("SELECT position, body FROM record WHERE position >= ? ORDER BY position")?;
+        let mut rows = statement.query(params![i64::try_from(position).unwrap_or(i64::MAX)])?;
+        let (mut next, read) =
+            (position, |row: &Row<'_>| Ok::<_, rusqlite::Error>((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)));
+        while let Some(row) = rows.next()? {
+            let (at, body) = read(row)?;
+            writeln!(out, "{}", ocsf::event(&AuditRecord::parse(&body)?, at.cast_unsigned()))?;
+            next = at.cast_unsigned() + 1;
+        }
+        Ok(next)
+    }
+}

@@ -1,0 +1,397 @@
+//! The audit record: one event with its id, time and place, as one line of JSON.
+//!
+//! The bytes that are hashed are the bytes that are stored, so there is exactly one way to write a record: fields in the
+//! order below, no white space, absent options left out. [`AuditRecord::parse`] takes no other. Nothing in a record is
+//! secret: secrets have names only, a process has its program's name and neither arguments nor environment.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub use super::record_id::{Producer, RecordId};
+
+/// The longest record, in bytes: room for every text of the largest event, each byte escaped.
+pub const MAX_RECORD: usize = 64 * 1024;
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditRecord {
+    v: Version,
+    /// Names this record and no other, on any node.
+    pub id: RecordId,
+    /// The producer's clock, in milliseconds since 1970.
+    pub time: u64,
+    /// The node on which it happened.
+    pub node: Text,
+    /// Whom it concerns.
+    pub about: About,
+    /// What happened.
+    pub event: Event,
+}
+
+/// Whom an event concerns.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct About {
+    /// containerd's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<Text>,
+    /// The sandbox's id; none for what happens to a node, such as a key's rotation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<Text>,
+    /// The agent's SPIFFE ID; none for an anonymous workload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<Text>,
+    /// The isolation backend: `gvisor`, `kata`, `runc`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<Text>,
+}
+
+/// What happened. Digests are `sha256:<hex>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", deny_unknown_fields)]
+#[expect(missing_docs, reason = "the fields say what they are; a table in docs/audit.md says it at length")]
+pub enum Event {
+    /// A sandbox was made; nothing of the workload has run.
+    SandboxCreated {
+        image: Option<Text>,
+        image_digest: Option<Text>,
+        config_digest: Option<Text>,
+        policy_digest: Option<Text>,
+    },
+    /// The workload's first instruction may run from here on.
+    SandboxStarted { pid: Option<u32> },
+    /// The workload ended.
+    SandboxExited { status: u32, oom_killed: bool },
+    /// Nothing is left of the sandbox.
+    SandboxDeleted {},
+    /// A create failed at a step and was undone.
+    SandboxCreateFailed { step: Text, error: Text },
+    /// A statement about the sandbox was signed; `previous` links the one it replaces.
+    AttestationIssued { statement: Text, previous: Option<Text>, key: Text },
+    /// Whoever asked is not the agent it claims to be, or that agent may not run here.
+    IdentityRejected { claimed: Option<Text>, reason: Text },
+    /// A further process was started in the sandbox; the program's name alone, never its arguments.
+    ExecStarted { exec: Text, program: Text, terminal: bool },
+    /// The sandbox's state was saved.
+    CheckpointCreated { checkpoint: Text, manifest_digest: Option<Text>, exited: bool },
+    /// The sandbox was made from a saved state.
+    SandboxRestored { checkpoint: Text, manifest_digest: Option<Text> },
+    /// Secrets were put into the sandbox; their names, never their values.
+    SecretsDelivered { names: Vec<Text> },
+    /// A signing key of the node was replaced.
+    KeyRotated { purpose: Text, key: Text, previous: Option<Text> },
+    /// A connection was allowed.
+    EgressAttempt { destination: Text, port: u16, protocol: Protocol, rule: Option<Text> },
+    /// A connection was refused.
+    EgressDenied { destination: Text, port: u16, protocol: Protocol, rule: Option<Text>, reason: Text },
+    /// The spool's own: from here on this producer's events are lost, until its next `GapClosed`.
+    GapOpened { reason: Text },
+    /// The spool's own: the `lost` events from sequence number `first` on were dropped, and why the first one was.
+    GapClosed { first: u64, lost: u64, reason: Text },
+    /// The ledger's own, in the place of a record that could not be read; its bytes were set aside.
+    RecordRejected { digest: Option<Text>, reason: Text },
+}
+
+/// The transport of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+/// Why some bytes are no audit record.
+#[derive(Debug, thiserror::Error)]
+pub enum BadRecord {
+    /// Longer than [`MAX_RECORD`].
+    #[error("{0} bytes are more than a record can have ({MAX_RECORD})")]
+    TooLong(usize),
+    /// Not JSON, or not of a record's shape.
+    #[error("not a record: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// A record, but not written the one way records are written.
+    #[error("not in canonical form")]
+    NotCanonical,
+}
+
+impl AuditRecord {
+    /// Version 1 of a record.
+    pub fn new(id: RecordId, time: u64, node: Text, about: About, event: Event) -> Self {
+        Self { v: Version, id, time, node, about, event }
+    }
+
+    /// The one form of this record: a line of JSON without its newline.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, BadRecord> {
+        let bytes = serde_json::to_vec(self)?;
+        if bytes.len() > MAX_RECORD { Err(BadRecord::TooLong(bytes.len())) } else { Ok(bytes) }
+    }
+
+    /// Reads a record; whatever is accepted is exactly what [`Self::to_bytes`] gives back.
+    pub fn parse(bytes: &[u8]) -> Result<Self, BadRecord> {
+        if bytes.len() > MAX_RECORD {
+            return Err(BadRecord::TooLong(bytes.len()));
+        }
+        let record: Self = serde_json::from_slice(bytes)?;
+        if record.to_bytes()? == bytes { Ok(record) } else { Err(BadRecord::NotCanonical) }
+    }
+}
+
+impl Event {
+    /// The names of all events, as `audit search --event` takes them.
+    pub const NAMES: [&str; 17] = [
+        "SandboxCreated",
+        "SandboxStarted",
+        "SandboxExited",
+        "SandboxDeleted",
+        "SandboxCreateFailed",
+        "AttestationIssued",
+        "IdentityRejected",
+        "ExecStarted",
+        "CheckpointCreated",
+        "SandboxRestored",
+        "SecretsDelivered",
+        "KeyRotated",
+        "EgressAttempt",
+        "EgressDenied",
+        "GapOpened",
+        "GapClosed",
+        "RecordRejected",
+    ];
+
+    /// The event's name, the same as its `type` in JSON.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::SandboxCreated { .. } => "SandboxCreated",
+            Self::SandboxStarted { .. } => "SandboxStarted",
+            Self::SandboxExited { .. } => "SandboxExited",
+            Self::SandboxDeleted {} => "SandboxDeleted",
+            Self::SandboxCreateFailed { .. } => "SandboxCreateFailed",
+            Self::AttestationIssued { .. } => "AttestationIssued",
+            Self::IdentityRejected { .. } => "IdentityRejected",
+            Self::ExecStarted { .. } => "ExecStarted",
+            Self::CheckpointCreated { .. } => "CheckpointCreated",
+            Self::SandboxRestored { .. } => "SandboxRestored",
+            Self::SecretsDelivered { .. } => "SecretsDelivered",
+            Self::KeyRotated { .. } => "KeyRotated",
+            Self::EgressAttempt { .. } => "EgressAttempt",
+            Self::EgressDenied { .. } => "EgressDenied",
+            Self::GapOpened { .. } => "GapOpened",
+            Self::GapClosed { .. } => "GapClosed",
+            Self::RecordRejected { .. } => "RecordRejected",
+        }
+    }
+
+    /// Where a connection was to go: a name or an address.
+    pub fn destination(&self) -> Option<&str> {
+        match self {
+            Self::EgressAttempt { destination, .. } | Self::EgressDenied { destination, .. } => {
+                Some(destination.as_str())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Text that someone else chose: at most [`Text::MAX`] bytes; what is longer is cut and ends in `…`, so that nobody gets
+/// an event out of the record by making it too long.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Text(String);
+
+impl Text {
+    /// The most bytes a text has.
+    pub const MAX: usize = 1024;
+    const CUT: &str = "…";
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for Text {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for Text {
+    fn from(text: &str) -> Self {
+        if text.len() <= Self::MAX {
+            return Self(text.to_owned());
+        }
+        let mut end = Self::MAX - Self::CUT.len();
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        Self(format!("{}{}", &text[..end], Self::CUT))
+    }
+}
+
+impl TryFrom<String> for Text {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        if text.len() <= Self::MAX { Ok(Self(text)) } else { Err(format!("a text has at most {} bytes", Self::MAX)) }
+    }
+}
+
+impl From<Text> for String {
+    fn from(text: Text) -> Self {
+        text.0
+    }
+}
+
+impl fmt::Display for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The version of a record's form: 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+struct Version;
+
+impl From<Version> for u64 {
+    fn from(_: Version) -> Self {
+        1
+    }
+}
+
+impl TryFrom<u64> for Version {
+    type Error = String;
+    fn try_from(version: u64) -> Result<Self, String> {
+        if version == 1 { Ok(Self) } else { Err(format!("version {version} is not known, only 1 is")) }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// One of each event, in the order of [`Event::NAMES`].
+    pub(crate) fn one_of_each() -> Vec<Event> {
+        let text = |text: &str| Text::from(text);
+        let some = |text: &str| Some(Text::from(text));
+        let (destination, port, protocol) = (text("api.example.com"), 443, Protocol::Tcp);
+        vec![
+            Event::SandboxCreated {
+                image: some("docker.io/library/busybox:1"),
+                image_digest: some("sha256:aa"),
+                config_digest: some("sha256:bb"),
+                policy_digest: None,
+            },
+            Event::SandboxStarted { pid: Some(7) },
+            Event::SandboxExited { status: 137, oom_killed: true },
+            Event::SandboxDeleted {},
+            Event::SandboxCreateFailed { step: text("fence"), error: text("creto-egress is not running") },
+            Event::AttestationIssued { statement: text("sha256:cc"), previous: None, key: text("k1") },
+            Event::IdentityRejected { claimed: some("spiffe://a/b"), reason: text("token expired") },
+            Event::ExecStarted { exec: text("e1"), program: text("/bin/sh"), terminal: true },
+            Event::CheckpointCreated { checkpoint: text("c1"), manifest_digest: some("sha256:dd"), exited: false },
+            Event::SandboxRestored { checkpoint: text("c1"), manifest_digest: None },
+            Event::SecretsDelivered { names: vec![text("db"), text("api")] },
+            Event::KeyRotated { purpose: text("attestation"), key: text("k2"), previous: some("k1") },
+            Event::EgressAttempt { destination: destination.clone(), port, protocol, rule: some("1") },
+            Event::EgressDenied { destination, port, protocol, rule: None, reason: text("no rule allows it") },
+            Event::GapOpened { reason: text("the spool is full") },
+            Event::GapClosed { first: 9, lost: 3, reason: text("the spool is full") },
+            Event::RecordRejected { digest: some("sha256:ee"), reason: text("not a record") },
+        ]
+    }
+
+    pub(crate) fn record(sequence: u64, event: Event) -> AuditRecord {
+        let id = RecordId { producer: Producer::parse("shim-1-00ff").unwrap(), sequence };
+        let about = About {
+            namespace: Some("default".into()),
+            sandbox: Some("s1".into()),
+            agent: Some("spiffe://example.org/agent/a".into()),
+            backend: Some("gvisor".into()),
+        };
+        AuditRecord::new(id, 1_790_000_000_000, "node-1".into(), about, event)
+    }
+
+    #[test]
+    fn every_event_has_its_name_and_comes_back_from_its_bytes() {
+        let all = one_of_each();
+        assert_eq!(all.iter().map(Event::name).collect::<Vec<_>>(), Event::NAMES);
+        for event in all {
+            let record = record(3, event);
+            let bytes = record.to_bytes().unwrap();
+            let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+            assert_eq!(json["event"]["type"], record.event.name());
+            assert_eq!(json["v"], 1);
+            assert_eq!(AuditRecord::parse(&bytes).unwrap(), record);
+        }
+    }
+
+    #[test]
+    fn there_is_one_way_to_write_a_record() {
+        let text = String::from_utf8(record(0, Event::SandboxDeleted {}).to_bytes().unwrap()).unwrap();
+        for (from, to) in [
+            ("{\"v\":1", "{ \"v\":1"),
+            ("{\"v\":1", "{\"v\":2"),
+            ("{\"v\":1", "{\"v\":1,\"v\":1"),
+            ("{\"v\":1", "{\"extra\":0,\"v\":1"),
+            ("\"SandboxDeleted\"", "\"SandboxDeleted\",\"extra\":0"),
+            ("\"SandboxDeleted\"", "\"SandboxDeletet\""),
+            ("00ff/0", "00ff/00"),
+            ("00ff/0", "00ff/+0"),
+            ("shim-1", "../-1"),
+            ("s1", "s\\u0031"),
+        ] {
+            let changed = text.replacen(from, to, 1);
+            assert_ne!(changed, text, "{from}");
+            assert!(AuditRecord::parse(changed.as_bytes()).is_err(), "{changed}");
+        }
+        assert!(AuditRecord::parse(format!("{text}\n").as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_long_text_is_cut_but_not_refused() {
+        for (input, expected) in [("é".repeat(600), 1022), ("a".repeat(5000), 1024), ("a".repeat(1024), 1024)] {
+            let text = Text::from(input.as_str());
+            assert!(
+                text.as_str().len() <= expected.max(1023) && text.as_str().len() + 4 > expected,
+                "{}",
+                text.as_str().len()
+            );
+            assert_eq!(text.as_str().ends_with('…'), input.len() > Text::MAX);
+        }
+        let longest = "\u{1}".repeat(5000);
+        let event = Event::SandboxCreateFailed { step: longest.as_str().into(), error: longest.as_str().into() };
+        assert!(record(0, event).to_bytes().is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_are_refused_or_come_back_the_same(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            if let Ok(record) = AuditRecord::parse(&bytes) {
+                prop_assert_eq!(record.to_bytes().unwrap(), bytes);
+            }
+        }
+
+        #[test]
+        fn a_changed_byte_makes_another_record_or_none(which in 0usize..17, at in any::<prop::sample::Index>(), flip in 1u8..) {
+            let record = record(5, one_of_each().swap_remove(which));
+            let mut bytes = record.to_bytes().unwrap();
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            if let Ok(other) = AuditRecord::parse(&bytes) {
+                prop_assert_ne!(&other, &record);
+                prop_assert_eq!(other.to_bytes().unwrap(), bytes);
+            }
+        }
+
+        #[test]
+        fn any_text_comes_back(text in any::<String>()) {
+            let event = Event::IdentityRejected { claimed: Some(text.as_str().into()), reason: text.as_str().into() };
+            let record = record(0, event);
+            prop_assert_eq!(AuditRecord::parse(&record.to_bytes().unwrap()).unwrap(), record);
+        }
+    }
+}

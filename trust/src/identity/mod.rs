@@ -1,0 +1,290 @@
+//! Who a sandbox works for. [`Binder::bind`] turns what a request claims into an [`Identity`], which nothing else can make:
+//! no identity, no sandbox.
+//!
+//! Below it: what a caller's token must be (`token`), that it is good once (`replay`), where agents are looked up
+//! (`source`, `registry`, `http`), and the sandbox's own token (`workload`). Source: docs/identity.md.
+
+#[cfg(feature = "http")]
+pub mod http;
+mod jose;
+pub mod registry;
+pub mod replay;
+pub mod source;
+pub mod token;
+pub mod workload;
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Clock;
+use crate::id::{AgentId, BackendName, PolicyName};
+use replay::{ReplayError, SeenTokens};
+use source::{AgentSource, SourceError};
+use token::{Rules, TokenError};
+
+/// How it is known that the sandbox works for its agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proof {
+    /// The agent's own token, under one of its keys.
+    Token,
+    /// The word of whoever may talk to containerd.
+    Operator,
+    /// There is no agent.
+    None,
+}
+
+/// Whom a sandbox works for, after all checks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    agent: Option<AgentId>,
+    proof: Proof,
+    default_policy: Option<PolicyName>,
+}
+
+impl Identity {
+    /// The agent; `None` for a sandbox that works for nobody.
+    pub fn agent(&self) -> Option<&AgentId> {
+        self.agent.as_ref()
+    }
+
+    /// How that is known.
+    pub fn proof(&self) -> Proof {
+        self.proof
+    }
+
+    /// Where it may connect if nothing else is said; `None` for nowhere.
+    pub fn default_policy(&self) -> Option<&PolicyName> {
+        self.default_policy.as_ref()
+    }
+
+    /// One that was not bound.
+    #[cfg(test)]
+    pub fn for_test(agent: Option<AgentId>, proof: Proof) -> Self {
+        Self { agent, proof, default_policy: None }
+    }
+}
+
+/// What a request claims.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    /// `creto.dev/agent`.
+    pub agent: Option<&'a AgentId>,
+    /// What is in the file of `creto.dev/agent-token-file`.
+    pub token: Option<&'a str>,
+    /// What will make the sandbox.
+    pub backend: &'a BackendName,
+}
+
+/// `allow` or `deny`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Permission {
+    /// It may be so.
+    Allow,
+    /// It may not.
+    Deny,
+}
+
+/// What the node's operator decides.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Sandboxes that name no agent.
+    pub anonymous: Permission,
+    /// Sandboxes that name an agent without its token.
+    pub operator: Permission,
+    /// What tokens must be.
+    pub tokens: Rules,
+}
+
+/// Which check a claim failed. No text repeats a token.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Whose is it?
+    #[error("a token without an agent: name the agent in creto.dev/agent")]
+    TokenAlone,
+    /// The operator wants an agent.
+    #[error("no agent is named, and identity.anonymous is \"deny\": name one in creto.dev/agent")]
+    Anonymous,
+    /// Unknown, disabled, revoked, or nobody can say.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The agent is held to other backends.
+    #[error("agent {agent} may not use backend {backend}: allowed are {allowed:?}")]
+    Backend {
+        /// Who.
+        agent: AgentId,
+        /// What was asked for.
+        backend: BackendName,
+        /// What it may have.
+        allowed: Vec<String>,
+    },
+    /// The operator wants a proof.
+    #[error("agent {0} brings no token, and identity.operator is \"deny\": give creto.dev/agent-token-file")]
+    NoToken(AgentId),
+    /// The token is not a proof.
+    #[error("the token of agent {0}: {1}")]
+    Token(AgentId, #[source] TokenError),
+    /// The token was a proof, once.
+    #[error("the token of agent {0}: {1}")]
+    Replay(AgentId, #[source] ReplayError),
+}
+
+/// What binding needs.
+pub struct Binder {
+    /// Where agents are looked up.
+    pub source: Box<dyn AgentSource>,
+    /// Tokens that came before.
+    pub seen: SeenTokens,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// What the operator decides.
+    pub settings: Settings,
+}
+
+impl Binder {
+    /// The checks, in this order: cheap and local ones before the look-up, the token's own before its name is used up, so that
+    /// whoever cannot sign for the agent can neither fill the memory of seen tokens nor spend a token of the agent's.
+    pub async fn bind(&self, claim: Claim<'_>) -> Result<Identity, BindError> {
+        // 1. Is anybody named?
+        let Some(id) = claim.agent else {
+            return match (claim.token, self.settings.anonymous) {
+                (Some(_), _) => Err(BindError::TokenAlone),
+                (None, Permission::Deny) => Err(BindError::Anonymous),
+                (None, Permission::Allow) => Ok(Identity { agent: None, proof: Proof::None, default_policy: None }),
+            };
+        };
+        // 2. Must it prove who it is?
+        if claim.token.is_none() && self.settings.operator == Permission::Deny {
+            return Err(BindError::NoToken(id.clone()));
+        }
+        // 3. Is it known, and not shut out?
+        let agent = self.source.agent(id).await?;
+        // 4. May it have this backend?
+        if let Some(allowed) = &agent.backends
+            && !allowed.contains(claim.backend)
+        {
+            let allowed = allowed.iter().map(ToString::to_string).collect();
+            return Err(BindError::Backend { agent: agent.id, backend: claim.backend.clone(), allowed });
+        }
+        // 5. Is it who it says?
+        let proof = match claim.token {
+            None => Proof::Operator,
+            Some(token) => {
+                let now = self.clock.timestamp();
+                let genuine = token::verify(token, &agent.id, &agent.keys, &self.settings.tokens, now)
+                    .map_err(|e| BindError::Token(id.clone(), e))?;
+                // 6. Last, for it uses the token up: has this token come before?
+                self.seen
+                    .take(&agent.id, &genuine.jti, genuine.until, now)
+                    .map_err(|e| BindError::Replay(id.clone(), e))?;
+                Proof::Token
+            }
+        };
+        Ok(Identity { agent: Some(agent.id), proof, default_policy: agent.default_policy })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use ed25519_dalek::SigningKey;
+    use serde_json::json;
+
+    use super::source::{Agent, AgentKey};
+    use super::*;
+    use crate::clock::{FixedClock, Timestamp};
+    use crate::keys::public_half;
+
+    const NOW: u64 = 1_800_000_000;
+
+    /// Knows `…/agents/a` with one key and one backend; `…/agents/revoked` is out.
+    struct Two;
+
+    #[async_trait]
+    impl AgentSource for Two {
+        async fn agent(&self, id: &AgentId) -> Result<Agent, SourceError> {
+            match id.to_string().rsplit('/').next() {
+                Some("a") => Ok(Agent {
+                    id: id.clone(),
+                    keys: vec![AgentKey::new(Some("k".into()), public_half(&key()).unwrap())],
+                    backends: Some(vec!["gvisor".parse().unwrap()]),
+                    default_policy: Some("web-only".parse().unwrap()),
+                }),
+                Some("revoked") => Err(SourceError::Revoked(id.clone(), "the test".into())),
+                _ => Err(SourceError::Unknown(id.clone(), "the test".into())),
+            }
+        }
+    }
+
+    fn key() -> SigningKey {
+        SigningKey::from_bytes(&[9; 32])
+    }
+
+    fn agent(name: &str) -> AgentId {
+        format!("spiffe://example.org/agents/{name}").parse().unwrap()
+    }
+
+    fn token(name: &str, jti: &str) -> String {
+        let claims = json!({"sub": agent(name), "aud": "creto:node-7", "iat": NOW, "exp": NOW + 60, "jti": jti});
+        jose::sign("JWT", "k", &claims, &key()).unwrap()
+    }
+
+    fn binder(dir: &tempfile::TempDir, anonymous: Permission, operator: Permission) -> Binder {
+        Binder {
+            source: Box::new(Two),
+            seen: SeenTokens::new(dir.path()),
+            clock: Arc::new(FixedClock::at(Timestamp::from_unix(NOW))),
+            settings: Settings { anonymous, operator, tokens: Rules::new("creto:node-7") },
+        }
+    }
+
+    async fn bind(binder: &Binder, name: Option<&str>, token: Option<&str>, backend: &str) -> Result<Identity, String> {
+        let (agent, backend) = (name.map(agent), backend.parse().unwrap());
+        let claim = Claim { agent: agent.as_ref(), token, backend: &backend };
+        binder.bind(claim).await.map_err(|e| e.to_string())
+    }
+
+    #[tokio::test]
+    async fn an_identity_says_how_it_was_proven() {
+        let dir = tempfile::tempdir().unwrap();
+        let binder = binder(&dir, Permission::Allow, Permission::Allow);
+        for (name, token, proof) in [
+            (None, None, Proof::None),
+            (Some("a"), None, Proof::Operator),
+            (Some("a"), Some(token("a", "1")), Proof::Token),
+        ] {
+            let identity = bind(&binder, name, token.as_deref(), "gvisor").await.unwrap();
+            assert_eq!((identity.agent(), identity.proof()), (name.map(agent).as_ref(), proof));
+            assert_eq!(identity.default_policy().map(ToString::to_string), name.map(|_| "web-only".to_owned()));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_first_failed_check_is_named() {
+        use Permission::{Allow, Deny};
+        let dir = tempfile::tempdir().unwrap();
+        let (good, others) = (token("a", "1"), token("b", "1"));
+        for (anonymous, operator, name, token, backend, why) in [
+            (Deny, Allow, None, None, "gvisor", "identity.anonymous"),
+            (Allow, Allow, None, Some(good.as_str()), "gvisor", "a token without an agent"),
+            (Allow, Deny, Some("a"), None, "gvisor", "identity.operator"),
+            (Allow, Deny, Some("c"), None, "gvisor", "identity.operator"), // without a token nobody learns who is known
+            (Allow, Allow, Some("c"), None, "gvisor", "not known"),
+            (Allow, Allow, Some("revoked"), Some(&good), "gvisor", "revoked"),
+            (Allow, Allow, Some("a"), Some(&good), "kata", "may not use backend kata: allowed are [\"gvisor\"]"),
+            (Allow, Allow, Some("a"), Some(&others), "gvisor", "sub is not the agent"),
+            (Allow, Allow, Some("a"), Some("x"), "gvisor", "no compact JWS"),
+        ] {
+            let error = bind(&binder(&dir, anonymous, operator), name, token, backend).await.expect_err(why);
+            assert!(error.contains(why), "{error}");
+            assert!(!error.contains(&good) && !error.contains(&others));
+        }
+        // None of these used the token up.
+        let binder = binder(&dir, Allow, Deny);
+        bind(&binder, Some("a"), Some(&good), "gvisor").await.unwrap();
+        let error = bind(&binder, Some("a"), Some(&good), "gvisor").await.unwrap_err();
+        assert!(error.contains("jti was used before"), "{error}");
+    }
+}
