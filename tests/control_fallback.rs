@@ -5,17 +5,13 @@ use std::fs;
 use std::path::Path;
 
 use crate::containerd_versions::smoke_set;
+use crate::exit_codes::LEAVES_ON_TERM;
 use crate::harness::process::Running;
 use crate::harness::terminal::Terminal;
 use crate::harness::{Node, Runsc, Setup, leaks, poll, wait_until};
+use crate::pod::{MEMBER, POD};
 
 const FORCED: &str = "[gvisor]\ncontrol = \"cli\"\n";
-/// Says `up`, then waits for TERM and leaves with 9.
-const LEAVES_ON_TERM: [&str; 3] = ["sh", "-c", "trap 'exit 9' TERM; echo up; while :; do usleep 10000; done"];
-const POD: [&str; 4] =
-    ["--annotation", "io.kubernetes.cri.container-type=sandbox", "--annotation", "io.kubernetes.cri.sandbox-id=pod"];
-const MEMBER: [&str; 4] =
-    ["--annotation", "io.kubernetes.cri.container-type=container", "--annotation", "io.kubernetes.cri.sandbox-id=pod"];
 
 fn forced(runsc: Runsc) -> Node {
     Node::with(Setup { runsc, settings: FORCED.into(), ..Setup::default() })

@@ -75,7 +75,7 @@ impl Attached {
             let mut attached = Self::spawn(command, log_file).map_err(|e| not_run(what, &e))?;
             let started = tokio::select! {
                 biased;
-                pid = inner_pid(&pid) => Ok(pid.map_err(failed)?),
+                pid = inner_pid(&pid) => pid.map_err(|e| e.to_string()),
                 ended = attached.end() => Err(ended.why.unwrap_or_else(|| format!("exit status {}", ended.exit.status))),
                 () = tokio::time::sleep(PATIENCE) => Err(format!("nothing has run after {} s", PATIENCE.as_secs())),
             };
