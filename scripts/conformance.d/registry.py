@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The images that containerd's client suite pulls, made from busybox and served as ghcr.io on loopback.
+"""The images that containerd's client suite pulls, made from busybox and bash and served as ghcr.io and registry.k8s.io on loopback.
 
-usage: registry.py BUSYBOX DIR
+usage: registry.py BUSYBOX BASH DIR
 
 Writes DIR/ca.pem (for SSL_CERT_FILE) and DIR/port, then serves on 127.0.0.1:port, as an HTTPS proxy for ghcr.io and
 registry.k8s.io alone: the suite's image names are compiled in, and neither /etc/hosts nor its source need to change.
@@ -14,6 +14,9 @@ IMAGES = {
     "containerd/volume-ownership": ["2.1"], "pause": ["3.10.2", "3.6"],
     "e2e-test-images/busybox": ["1.29-2"],
 }
+# Only the machine's own is ever run. The suite pulls some of the others, all of them or none, and looks at what came.
+NATIVE = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+PLATFORMS = [("amd64", None), ("arm64", "v8"), ("arm", "v7"), ("ppc64le", None), ("s390x", None)]
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 blobs, tags = {}, {}
@@ -41,20 +44,24 @@ def entry(tar, name, kind, mode=0o755, content=b"", link=""):
     tar.addfile(info, io.BytesIO(content))
 
 
-def base(busybox):
+def content_of(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def base(busybox, bash):
     applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
-    with open(busybox, "rb") as file:
-        binary = file.read()
 
     def fill(tar):
         for name in ["bin", "dev", "etc", "home", "proc", "root", "run", "sys", "tmp", "usr", "usr/bin", "usr/sbin", "var"]:
             entry(tar, name, tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755)
-        entry(tar, "bin/busybox", tarfile.REGTYPE, content=binary)
+        entry(tar, "bin/busybox", tarfile.REGTYPE, content=content_of(busybox))
         for applet in applets:
             if applet != "busybox":
                 entry(tar, "bin/" + applet, tarfile.SYMTYPE, link="busybox")
-        # Some tests ask for bash and use nothing of it that this shell lacks.
-        entry(tar, "bin/bash", tarfile.REGTYPE, content=b'#!/bin/sh\nexec /bin/sh "$@"\n')
+        entry(tar, "bin/bash", tarfile.REGTYPE, content=content_of(bash))
+        # A test asks whether the set-uid bit outlives the change of a layer's owner. Nothing runs it.
+        entry(tar, "usr/bin/passwd", tarfile.REGTYPE, 0o4755, b"#!/bin/false\n")
         users = "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\n" \
                 "sys:x:3:3:sys:/dev:/bin/false\n" \
                 "www-data:x:33:33:www-data:/var/www:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n"
@@ -65,27 +72,29 @@ def base(busybox):
     return layer(fill)
 
 
-def make(busybox):
+def make(busybox, bash):
     def more(tar):
         entry(tar, "test_dir", tarfile.DIRTYPE)
         entry(tar, "test_dir/test_file", tarfile.REGTYPE, 0o644, b"test_content\n")
 
-    first, second = base(busybox), layer(more)
-    foreign = layer(lambda tar: entry(tar, "foreign", tarfile.REGTYPE, content=b"never run\n" * 1000))
+    def never_run(name):
+        return layer(lambda tar: entry(tar, name, tarfile.REGTYPE, content=b"never run\n" * 1000))
+
+    first, second = base(busybox, bash), layer(more)
+    # A layer of its own: with one that busybox has too, an image just pulled would count as unpacked.
+    pause, foreign = never_run("pause"), never_run("foreign")
     for name, versions in IMAGES.items():
-        native = [first, second] if "volume" in name else [first]
+        native = [pause] if name == "pause" else [first, second] if "volume" in name else [first]
         manifests = []
-        # The second platform is never run; the suite wants to see it left out.
-        for architecture in ["amd64", "arm64"]:
-            layers = native if architecture == "amd64" else [foreign]
-            config = {"architecture": architecture, "os": "linux",
-                      "rootfs": {"type": "layers", "diff_ids": [diff for _, diff in layers]},
+        for architecture, variant in PLATFORMS:
+            platform = {"architecture": architecture, "os": "linux"} | ({"variant": variant} if variant else {})
+            layers = native if architecture == NATIVE else [foreign]
+            config = {**platform, "rootfs": {"type": "layers", "diff_ids": [diff for _, diff in layers]},
                       "config": {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
                                  "Cmd": ["sh"], "Labels": {"name": name}}}
             config = {"mediaType": "application/vnd.oci.image.config.v1+json", **put(json.dumps(config).encode())}
             manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [d for d, _ in layers]}
-            manifests.append({"mediaType": MANIFEST, **put(json.dumps(manifest).encode()),
-                              "platform": {"architecture": architecture, "os": "linux"}})
+            manifests.append({"mediaType": MANIFEST, **put(json.dumps(manifest).encode()), "platform": platform})
         index = put(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}).encode())
         for version in versions:
             tags[name, version] = index["digest"]
@@ -128,8 +137,8 @@ class Registry(http.server.BaseHTTPRequestHandler):
         self.wfile.flush()
 
 
-busybox, where = sys.argv[1:]
-make(busybox)
+busybox, bash, where = sys.argv[1:]
+make(busybox, bash)
 names = ",".join("DNS:" + host for host in HOSTS)
 subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=conformance",
                 "-addext", "subjectAltName=" + names, "-keyout", where + "/key.pem", "-out", where + "/ca.pem"],

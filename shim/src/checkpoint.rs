@@ -1,11 +1,16 @@
 //! Checkpoint: a sandbox's state into a directory. Create with a checkpoint's path restores it (`create`).
 
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 
 use containerd_shim_protos::api::CheckpointTaskRequest;
 use containerd_shim_protos::events::task as ev;
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::shim::oci::CheckpointOptions;
+use trust::audit::Event;
+use trust::digest::Digest;
 
 use crate::error::TaskError;
 use crate::task::Phase;
@@ -19,7 +24,7 @@ pub async fn checkpoint(pod: &Pod, req: CheckpointTaskRequest) -> Result<(), Tas
         return Err(TaskError::WrongPhase { verb: "checkpoint", what: key.to_string(), phase });
     }
     let image = Path::new(&req.path);
-    if std::fs::read_dir(image).is_ok_and(|mut files| files.next().is_some()) {
+    if fs::read_dir(image).is_ok_and(|mut files| files.next().is_some()) {
         return Err(TaskError::AlreadyExists(format!(
             "something in {}, where the checkpoint should go,",
             image.display()
@@ -33,9 +38,53 @@ pub async fn checkpoint(pod: &Pod, req: CheckpointTaskRequest) -> Result<(), Tas
         }
         _ => false,
     };
-    std::fs::create_dir_all(image).map_err(|e| TaskError::host(format!("creating {}", image.display()), e))?;
+    fs::create_dir_all(image).map_err(|e| TaskError::host(format!("creating {}", image.display()), e))?;
     pod.backend()?.checkpoint(&req.id, image, !exit).await?;
+    if let Some(bound) = pod.bound() {
+        let manifest_digest = manifest(image).ok().map(|digest| digest.to_string().as_str().into());
+        bound.record(vec![Event::CheckpointCreated {
+            checkpoint: req.path.as_str().into(),
+            manifest_digest,
+            exited: exit,
+        }]);
+    }
     let event = ev::TaskCheckpointed { container_id: req.id, checkpoint: req.path, ..Default::default() };
     pod.events.publish("/tasks/checkpointed", &event);
     Ok(())
+}
+
+/// SHA-256 of what a checkpoint is made of: a line for each file, sorted, as sha256sum(1) prints it.
+pub fn manifest(image: &Path) -> io::Result<Digest> {
+    let mut lines = BTreeSet::new();
+    for file in fs::read_dir(image)? {
+        let file = file?;
+        if file.file_type()?.is_file() {
+            let name = file.file_name();
+            lines.insert(format!(
+                "{}  {}\n",
+                Digest::of_reader(File::open(file.path())?)?.hex(),
+                name.to_string_lossy()
+            ));
+        }
+    }
+    Ok(Digest::of(lines.into_iter().collect::<String>().as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_with_another_byte_or_name_is_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        put("pages.img", "memory");
+        let first = manifest(dir.path()).unwrap();
+        assert_eq!(manifest(dir.path()).unwrap(), first);
+        put("pages.img", "memorY");
+        let second = manifest(dir.path()).unwrap();
+        put("more.img", "");
+        assert_ne!(first, second);
+        assert_ne!(manifest(dir.path()).unwrap(), second);
+    }
 }

@@ -11,17 +11,19 @@ use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task as ev;
 use containerd_shim_protos::protobuf::MessageField;
 use nix::sys::signal::Signal;
+use trust::attestation::predicate::Launch;
+use trust::audit::Event;
 
 use crate::args::{IDENTIFIER, is_identifier};
 use crate::backend::{Made, NewContainer};
+use crate::checkpoint::manifest;
 use crate::error::TaskError;
 use crate::events::timestamp;
-use crate::harden::{self, Profile};
 use crate::hooks::{Hooks, Moment};
 use crate::request::SandboxRequest;
 use crate::task::{Exit, Input, Phase};
 use crate::tasks::{Key, Pod, Process};
-use crate::{bundle, cgroup, exec, mounts, options, paths, stdio};
+use crate::{attest, bundle, cgroup, exec, harden, mounts, options, paths, stdio};
 
 /// The status of a process that could not be started.
 const NOT_STARTED: u32 = 255;
@@ -36,10 +38,15 @@ pub async fn create(pod: &Arc<Pod>, req: CreateTaskRequest) -> Result<u32, TaskE
     if pod.has(&key) {
         return Err(TaskError::AlreadyExists(key.to_string()));
     }
-    let process = match make(pod, &req).await {
+    let mut step = "options";
+    let process = match make(pod, &req, &mut step).await {
         Ok(process) => process,
         Err(error) => {
             clean(pod, &req.id, Path::new(&req.bundle)).await;
+            if let Some(bound) = pod.bound() {
+                let error = error.to_string().as_str().into();
+                bound.record(vec![Event::SandboxCreateFailed { step: step.into(), error }]);
+            }
             return Err(error);
         }
     };
@@ -59,31 +66,55 @@ pub fn named(field: &'static str, name: &str) -> Result<(), TaskError> {
     }
 }
 
-async fn make(pod: &Pod, req: &CreateTaskRequest) -> Result<Process, TaskError> {
-    let (theirs, ours) = (PathBuf::from(&req.bundle), pod.bundle(&req.id));
+/// `step` says how far it came.
+async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Result<Process, TaskError> {
+    let (id, theirs, ours) = (req.id.as_str(), PathBuf::from(&req.bundle), pod.bundle(&req.id));
     let (settings, options) = options::read(req.options.as_ref(), &paths::settings())?;
     let mut spec = bundle::read(&theirs)?;
     let asked = SandboxRequest::parse(&spec, &settings)?;
-    let backend = pod.choose(&req.id, asked, &settings)?;
+    fs::create_dir_all(&ours).map_err(|e| TaskError::host(format!("creating {}", ours.display()), e))?;
+    let (checkpoint, launch) = match req.checkpoint.as_str() {
+        "" => (None, Launch::Cold {}),
+        from => {
+            let kept = keep(Path::new(from), checkpoint(&ours)).await?;
+            let restored_from = manifest(&kept).map_err(|e| TaskError::host("reading the checkpoint", e))?;
+            (Some(kept), Launch::Restored { restored_from })
+        }
+    };
+
+    *step = "identity"; // no identity, no sandbox
+    let (backend, bound, kind) = pod.choose(id, &asked, &settings, launch).await?;
     if let Some(cgroup) = &options.shim_cgroup {
         cgroup::join(cgroup).map_err(|e| TaskError::host(format!("shim_cgroup {}", cgroup.display()), e))?;
     }
-    let hooks = Hooks::take(&mut spec, &req.id, &theirs)?;
-    let spec = harden::harden(harden::real_sources(spec), Profile::Default, pod.kind()?)?;
+
+    *step = "hardening";
+    let hooks = Hooks::take(&mut spec, id, &theirs)?;
+    let mut spec = harden::harden(harden::real_sources(spec), asked.profile, kind)?;
+    bound.enter(id, &mut spec)?;
+
+    *step = "rootfs";
     mounts::mount_all(&req.rootfs, &theirs.join("rootfs")).map_err(|why| TaskError::host("rootfs", why))?;
     bundle::find_mounts(&spec)?;
     bundle::find_program(&spec)?;
-    fs::create_dir_all(&ours).map_err(|e| TaskError::host(format!("creating {}", ours.display()), e))?;
-    let checkpoint = match req.checkpoint.as_str() {
-        "" => None,
-        theirs => Some(keep(Path::new(theirs), checkpoint(&ours)).await?),
-    };
+
+    *step = "sandbox"; // nothing of the workload runs
     let (stdin, stdout, stderr) = (req.stdin.clone(), req.stdout.clone(), req.stderr.clone());
     let stdio = stdio::Request { stdin, stdout, stderr, terminal: req.terminal, owner: options.io_owner };
-    let (id, checkpoint) = (req.id.as_str(), checkpoint.as_deref());
+    let checkpoint = checkpoint.as_deref();
     let new = NewContainer { id, spec, bundle: &ours, stdio: &stdio, options: &options, checkpoint };
     let Made { pid, io } = backend.create(new).await?;
+
+    *step = "hooks";
     hooks.run(Moment::Created, pid, &ours).await?;
+
+    *step = "attestation"; // what is there, read back; not what was asked for
+    if pod.begins_with(id) {
+        let facts = attest::facts(bound.backend(), &backend.ran()?, &ours, pid).await?;
+        let events = bound.attest(facts, attest::fence(pid))?;
+        bound.record(events);
+        bound.keep_fresh();
+    }
     Ok(Process { pid, io, hooks: Arc::new(hooks), ..Process::new(stdio, theirs) })
 }
 
@@ -115,6 +146,9 @@ async fn clean(pod: &Pod, id: &str, bundle: &Path) {
     if let Ok(backend) = pod.backend() {
         backend.delete(id).await;
     }
+    if let Some(bound) = pod.bound() {
+        bound.leave(id);
+    }
     let _ = fs::remove_dir_all(pod.bundle(id));
     mounts::unmount_all(&bundle.join("rootfs"));
 }
@@ -138,9 +172,17 @@ pub async fn start(pod: &Arc<Pod>, key: &Key) -> Result<u32, TaskError> {
 async fn start_init(pod: &Arc<Pod>, key: &Key) -> Result<(), TaskError> {
     let bundle = pod.bundle(&key.id);
     let saved = checkpoint(&bundle);
+    let (bound, begins) = (pod.bound(), pod.begins_with(&key.id));
+    if let Some(bound) = bound.as_ref().filter(|_| begins) {
+        // ctr --cni and nerdctl wire the network between Create and Start.
+        bound.starts(attest::fence(pod.with(key, |p| p.pid)?))?;
+    }
     pod.backend()?.start(&key.id, saved.exists().then_some(saved.as_path())).await?;
     let _ = fs::remove_dir_all(&saved); // most have none
     let (hooks, pid) = pod.with(key, |p| (p.hooks.clone(), p.pid))?;
+    if let Some(bound) = bound.filter(|_| begins) {
+        bound.record(vec![Event::SandboxStarted { pid: u32::try_from(pid).ok() }]);
+    }
     after(&hooks, Moment::Started, pid, &bundle).await;
     Ok(())
 }
@@ -198,5 +240,8 @@ pub async fn delete(pod: &Pod, key: &Key) -> Result<(u32, Exit), TaskError> {
         ..Default::default()
     };
     pod.events.publish("/tasks/delete", &event);
+    if let Some(bound) = pod.bound().filter(|_| pod.begins_with(&key.id)) {
+        bound.record(vec![Event::SandboxDeleted {}]);
+    }
     Ok((pid, exit))
 }

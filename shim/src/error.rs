@@ -29,6 +29,9 @@ pub enum TaskError {
     /// The request itself makes no sense; the text names the field and the fix.
     #[error("{0}")]
     Invalid(String),
+    /// Whoever asks is not who it says, or may not have this.
+    #[error("{0}")]
+    Rejected(String),
     /// This backend has no such operation.
     #[error("{0}")]
     Unimplemented(String),
@@ -66,6 +69,7 @@ impl TaskError {
             Self::AlreadyExists(_) => Code::ALREADY_EXISTS,
             Self::WrongPhase { .. } => Code::FAILED_PRECONDITION,
             Self::Invalid(_) => Code::INVALID_ARGUMENT,
+            Self::Rejected(_) => Code::PERMISSION_DENIED,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
             Self::Downstream { code, .. } => *code,
             Self::Gone(..) => Code::UNAVAILABLE,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use containerd_shim_protos::api::ExecProcessRequest;
 use containerd_shim_protos::events::task as ev;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use trust::audit::Event;
 
 use crate::backend::gvisor::capabilities::Capabilities;
 use crate::create;
@@ -100,6 +101,10 @@ pub async fn start(pod: &Arc<Pod>, key: &Key) -> Result<(), TaskError> {
     let spec = spec.ok_or_else(|| TaskError::NotFound(key.to_string()))?;
     let made = pod.backend()?.exec(key, &spec, &request).await?;
     pod.with(key, |p| (p.pid, p.io) = (made.pid, made.io))?;
+    if let Some(bound) = pod.bound() {
+        let (exec, program) = (key.exec.as_str().into(), spec.program().into());
+        bound.record(vec![Event::ExecStarted { exec, program, terminal: request.terminal }]);
+    }
     pod.heed(key.clone())
 }
 

@@ -61,10 +61,43 @@ pub fn state_root() -> PathBuf {
     }
 }
 
-/// The operator's settings: `CRETO_ROOT/etc/runtime.toml`, else `/etc/creto/runtime.toml`.
-pub fn settings() -> PathBuf {
+/// What outlives a reboot: `CRETO_ROOT/lib`, else `/var/lib/creto`.
+pub fn lib_root() -> PathBuf {
+    match std::env::var_os("CRETO_ROOT") {
+        Some(root) => Path::new(&root).join("lib"),
+        None => PathBuf::from("/var/lib/creto"),
+    }
+}
+
+/// What the operator writes: `CRETO_ROOT/etc`, else `/etc/creto`.
+fn etc() -> PathBuf {
     let root = std::env::var_os("CRETO_ROOT").map(|root| Path::new(&root).join("etc"));
-    root.unwrap_or_else(|| PathBuf::from("/etc/creto")).join("runtime.toml")
+    root.unwrap_or_else(|| PathBuf::from("/etc/creto"))
+}
+
+/// The operator's settings.
+pub fn settings() -> PathBuf {
+    etc().join("runtime.toml")
+}
+
+/// The agents of the node, a file each.
+pub fn agents() -> PathBuf {
+    etc().join("agents.d")
+}
+
+/// The network policies of the node, a file each.
+pub fn policies() -> PathBuf {
+    etc().join("policies.d")
+}
+
+/// The directory that a sandbox sees as `/run/creto`.
+pub fn run_dir(sandbox: &Path) -> PathBuf {
+    sandbox.join("creto")
+}
+
+/// All statements about the sandboxes of one name, the newest last.
+pub fn statements(namespace: &str, id: &str) -> PathBuf {
+    lib_root().join("attestations").join(namespace).join(id)
 }
 
 /// A program as execvp(3) finds it; one with a path of its own is found there.

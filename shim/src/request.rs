@@ -1,15 +1,27 @@
 //! What one Create asks of us, beside the container itself: annotations over settings. Pure but for looking at files.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use trust::id::AgentId;
+use trust::identity::token;
+use zeroize::Zeroizing;
 
 use crate::error::TaskError;
+use crate::harden::Profile;
+use crate::secrets::SecretRef;
 use crate::settings::{DelegateSettings, GVISOR, Settings};
 
 const PREFIX: &str = "creto.dev/";
+const AGENT: &str = "creto.dev/agent";
+const AGENT_TOKEN_FILE: &str = "creto.dev/agent-token-file";
 const BACKEND: &str = "creto.dev/backend";
+const PROFILE: &str = "creto.dev/profile";
 const RUNSC_PATH: &str = "creto.dev/runsc-path";
+const SECRETS: &str = "creto.dev/secrets";
+const ALL: [&str; 6] = [AGENT, AGENT_TOKEN_FILE, BACKEND, PROFILE, RUNSC_PATH, SECRETS];
 
 /// Who makes a pod's sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +45,13 @@ impl Maker {
 /// The annotations `creto.dev/*` of a container; what they name exists and is allowed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SandboxRequest {
+    /// For whom the sandbox works.
+    pub agent: Option<AgentId>,
+    /// How much is taken away from the workload.
+    pub profile: Profile,
+    /// What the workload may know.
+    pub secrets: Vec<SecretRef>,
+    token_file: Option<PathBuf>,
     backend: Option<String>,
     runsc: Option<PathBuf>,
 }
@@ -50,9 +69,19 @@ impl SandboxRequest {
                     let why = format!("annotation {key}: {value:?} is no backend; allowed: {}", settings.backends());
                     return Err(TaskError::Invalid(why));
                 }
+                AGENT => {
+                    request.agent =
+                        Some(value.parse().map_err(|e| TaskError::Invalid(format!("annotation {key}: {e}")))?)
+                }
+                AGENT_TOKEN_FILE => request.token_file = Some(value.into()),
+                PROFILE => {
+                    let profile = value.parse();
+                    request.profile = profile.map_err(|e| TaskError::Invalid(format!("annotation {key}: {e}")))?;
+                }
+                SECRETS => request.secrets = SecretRef::parse_list(value)?,
                 RUNSC_PATH => request.runsc = Some(allowed(Path::new(value), &settings.gvisor.runsc_dirs)?),
                 _ => {
-                    let why = format!("annotation {key}: unknown; allowed: {BACKEND}, {RUNSC_PATH}");
+                    let why = format!("annotation {key}: unknown; allowed: {}", ALL.join(", "));
                     return Err(TaskError::Invalid(why));
                 }
             }
@@ -60,30 +89,53 @@ impl SandboxRequest {
         Ok(request)
     }
 
+    /// What is in the file that is said to have the agent's token. One answer for all that may be wrong with it: the file
+    /// system is not the pod's to ask about.
+    pub fn token(&self) -> Result<Option<Zeroizing<String>>, TaskError> {
+        let Some(path) = &self.token_file else { return Ok(None) };
+        let read = || {
+            let file = File::open(path).ok().filter(|file| file.metadata().is_ok_and(|meta| meta.is_file()))?;
+            let mut token = Zeroizing::new(String::new());
+            file.take(token::MAX_BYTES as u64 + 2).read_to_string(&mut token).ok()?;
+            Some(Zeroizing::new(token.trim().to_owned()))
+        };
+        match read().filter(|_| path.is_absolute()) {
+            Some(token) => Ok(Some(token)),
+            None => Err(TaskError::Invalid(format!(
+                "annotation {AGENT_TOKEN_FILE}: {} is no absolute path of a file that has a token",
+                path.display()
+            ))),
+        }
+    }
+
     /// Who makes the sandbox of a pod that begins with this container.
-    pub fn maker(self, settings: &Settings) -> Result<Maker, TaskError> {
-        let name = self.backend.unwrap_or_else(|| settings.backend.clone());
+    pub fn maker(&self, settings: &Settings) -> Result<Maker, TaskError> {
+        let name = self.backend.clone().unwrap_or_else(|| settings.backend.clone());
         if let Some(delegate) = settings.delegates.get(&name) {
-            return match self.runsc {
+            return match &self.runsc {
                 None => Ok(Maker::Delegate(name, delegate.clone())),
                 Some(_) => Err(TaskError::Invalid(format!("annotation {RUNSC_PATH}: the backend is {name}; omit it"))),
             };
         }
-        let runsc = self.runsc.or_else(|| settings.gvisor.runsc_path.clone());
+        let runsc = self.runsc.clone().or_else(|| settings.gvisor.runsc_path.clone());
         match runsc.as_ref().filter(|path| !path.is_file()) {
             None => Ok(Maker::Gvisor(runsc)),
             Some(path) => Err(TaskError::Invalid(format!("runsc {}: there is no such file", path.display()))),
         }
     }
 
-    /// A further container of a pod asks for nothing else than the pod's sandbox is.
-    pub fn agrees(&self, pod: &Maker) -> Result<(), TaskError> {
+    /// A further container of a pod asks for nothing else than the pod's sandbox is; whom it works for was settled with the
+    /// first one.
+    pub fn agrees(&self, pod: &Maker, agent: Option<&AgentId>) -> Result<(), TaskError> {
         let refused = |key: &str, asked: String, has: String| {
-            let why = format!("annotation {key}: {asked}, but the pod's sandbox was made by {has}; give both the same");
+            let why = format!("annotation {key}: {asked}, but the pod's sandbox has {has}; give both the same");
             Err(TaskError::Invalid(why))
         };
         if let Some(backend) = self.backend.as_ref().filter(|asked| *asked != pod.name()) {
             return refused(BACKEND, backend.clone(), pod.name().to_owned());
+        }
+        if let Some(asked) = self.agent.as_ref().filter(|asked| Some(*asked) != agent) {
+            return refused(AGENT, asked.to_string(), agent.map_or("no agent".into(), ToString::to_string));
         }
         match (&self.runsc, pod) {
             (None, _) => Ok(()),
@@ -140,6 +192,9 @@ mod tests {
             (BACKEND, "qemu", "allowed: gvisor, kata"),
             (BACKEND, "runc", "allowed: gvisor, kata"),
             ("creto.dev/backned", "gvisor", "creto.dev/backned"),
+            (AGENT, "spiffe://Example.org/a", "creto.dev/agent"),
+            (PROFILE, "lax", "default, strict"),
+            (SECRETS, "env:x", "file:NAME"),
             (RUNSC_PATH, "runsc", "absolute"),
             (RUNSC_PATH, "/bin/sh", "runsc_dirs"),
         ] {
@@ -152,14 +207,36 @@ mod tests {
     fn a_container_of_a_pod_gets_the_pods_sandbox_or_is_told_what_it_is() {
         let settings = Settings { backend: KATA.into(), ..Settings::default() };
         let gvisor = Maker::Gvisor(None);
-        SandboxRequest::default().agrees(&gvisor).unwrap(); // the default does not matter where nothing was asked for
-        parse(BACKEND, "gvisor", &settings).unwrap().agrees(&gvisor).unwrap();
-        let error = parse(BACKEND, "kata", &settings).unwrap().agrees(&gvisor).unwrap_err().to_string();
-        assert!(error.contains("kata") && error.contains("made by gvisor"), "{error}");
+        SandboxRequest::default().agrees(&gvisor, None).unwrap(); // the default does not matter where nothing was asked for
+        parse(BACKEND, "gvisor", &settings).unwrap().agrees(&gvisor, None).unwrap();
+        let error = parse(BACKEND, "kata", &settings).unwrap().agrees(&gvisor, None).unwrap_err().to_string();
+        assert!(error.contains("kata") && error.contains("has gvisor"), "{error}");
         let canary = SandboxRequest { runsc: Some("/opt/runsc".into()), ..Default::default() };
-        canary.agrees(&Maker::Gvisor(Some("/opt/runsc".into()))).unwrap();
-        assert!(canary.agrees(&gvisor).unwrap_err().to_string().contains("the runsc in PATH"));
+        canary.agrees(&Maker::Gvisor(Some("/opt/runsc".into())), None).unwrap();
+        assert!(canary.agrees(&gvisor, None).unwrap_err().to_string().contains("the runsc in PATH"));
+        let agents = ["a", "b"].map(|name| format!("spiffe://example.org/{name}"));
+        let asked = parse(AGENT, &agents[0], &settings).unwrap();
+        asked.agrees(&gvisor, Some(&agents[0].parse().unwrap())).unwrap();
+        for other in [None, Some(agents[1].parse().unwrap())] {
+            assert!(asked.agrees(&gvisor, other.as_ref()).unwrap_err().to_string().contains(AGENT));
+        }
         assert!(canary.maker(&settings).unwrap_err().to_string().contains("the backend is kata"));
+    }
+
+    #[test]
+    fn a_token_is_read_from_a_file_and_nothing_is_said_of_other_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        std::fs::write(&path, "a.b.c\n").unwrap();
+        let settings = Settings::default();
+        let read = |path: &str| parse(AGENT_TOKEN_FILE, path, &settings).unwrap().token().map_err(|e| e.to_string());
+        assert_eq!(read(path.to_str().unwrap()).unwrap().unwrap().as_str(), "a.b.c");
+        let errors =
+            [dir.path().to_str().unwrap(), "/nonexistent", "relative", "/dev/zero"].map(|bad| read(bad).unwrap_err());
+        assert!(
+            errors.iter().all(|error| error.ends_with("is no absolute path of a file that has a token")),
+            "{errors:?}"
+        );
     }
 
     #[test]

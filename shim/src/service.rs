@@ -172,9 +172,8 @@ mod tests {
 
     use super::*;
     use crate::backend::Place;
+    use crate::backend::gvisor::Gvisor;
     use crate::events::Events;
-    use crate::request::SandboxRequest;
-    use crate::settings::Settings;
     use crate::stdio;
     use crate::task::Exit;
     use crate::tasks::Process;
@@ -191,7 +190,7 @@ mod tests {
         let place = Place { dir: dir.to_owned(), namespace: "ns".into(), group: "c1".into() };
         let pod = Pod::new(place, Events::new(None, "ns".into()));
         if let Given::In(phase) = given {
-            pod.choose("c1", SandboxRequest::default(), &Settings::default()).unwrap();
+            pod.adopt(Gvisor::open(pod.place.clone(), None, Default::default()).unwrap());
             let mut process = Process::new(stdio::Request::default(), "/bundle".into());
             process.phase = phase;
             if let Phase::Stopped(exit) = phase {

@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
+use trust::id::{NodeId, TrustDomain};
+use trust::identity::Permission;
 
 use crate::args::is_identifier;
 use crate::error::TaskError;
@@ -24,6 +27,12 @@ pub struct Settings {
     pub gvisor: GvisorSettings,
     /// The tables `[delegates.NAME]`: other shims, which make sandboxes in our name.
     pub delegates: BTreeMap<String, DelegateSettings>,
+    /// The table `[identity]`.
+    pub identity: IdentitySettings,
+    /// The table `[attestation]`.
+    pub attestation: AttestationSettings,
+    /// The table `[secrets]`.
+    pub secrets: SecretsSettings,
 }
 
 /// The table `[gvisor]`.
@@ -59,9 +68,78 @@ pub struct DelegateSettings {
     pub config_path: Option<PathBuf>,
 }
 
+/// The table `[identity]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IdentitySettings {
+    /// Sandboxes that name no agent.
+    pub anonymous: Permission,
+    /// Sandboxes that name an agent and bring no token of it.
+    pub operator: Permission,
+    /// The node's name; the host's without.
+    pub node: Option<NodeId>,
+    /// In which the node names itself, and the sandboxes of nobody.
+    pub trust_domain: TrustDomain,
+    /// Whom an agent's token must be for; `creto:NODE` without.
+    pub audience: Option<String>,
+    /// How long a sandbox's own token is good for; it is renewed after two thirds.
+    #[serde(deserialize_with = "duration")]
+    pub token_lifetime: Duration,
+}
+
+impl Default for IdentitySettings {
+    fn default() -> Self {
+        let (anonymous, operator) = (Permission::Allow, Permission::Allow);
+        let (node, audience, token_lifetime) = (None, None, Duration::from_secs(60 * 60));
+        Self { anonymous, operator, node, trust_domain: local_domain(), audience, token_lifetime }
+    }
+}
+
+/// `1h 30min`, and more than a minute: a token that ends before it is read helps nobody.
+fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let parsed = humantime::parse_duration(&text).map_err(|e| serde::de::Error::custom(format!("{text:?}: {e}")))?;
+    match parsed >= Duration::from_secs(60) {
+        true => Ok(parsed),
+        false => Err(serde::de::Error::custom(format!("{text:?}: give a minute or more, such as \"1h\""))),
+    }
+}
+
+/// A domain that is nobody's: `.internal` is kept for private use (ICANN, 2024).
+#[expect(clippy::expect_used, reason = "a constant, which a test parses")]
+fn local_domain() -> TrustDomain {
+    "creto.internal".parse().expect("a trust domain")
+}
+
+/// The table `[attestation]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AttestationSettings {
+    /// How long a statement is good for; a sandbox that runs longer gets a new one after two thirds.
+    #[serde(deserialize_with = "duration")]
+    pub validity: Duration,
+}
+
+impl Default for AttestationSettings {
+    fn default() -> Self {
+        Self { validity: Duration::from_secs(24 * 60 * 60) }
+    }
+}
+
+/// The table `[secrets]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SecretsSettings {
+    /// Where `file:NAME` of `creto.dev/secrets` is looked up; without, there are none.
+    pub dir: Option<PathBuf>,
+    /// What prints the secret `command:NAME`, told the name as its last argument; without, there are none.
+    pub command: Vec<String>,
+}
+
 impl Default for Settings {
     fn default() -> Self {
-        let mut settings = Self { backend: GVISOR.into(), gvisor: Default::default(), delegates: BTreeMap::new() };
+        let (gvisor, delegates, identity, attestation, secrets) = Default::default();
+        let mut settings = Self { backend: GVISOR.into(), gvisor, delegates, identity, attestation, secrets };
         settings.know_kata();
         settings
     }
@@ -136,6 +214,11 @@ mod tests {
             ("[delegates.runc]\n", "shim"),
             ("[delegates.runc]\nshim = \"./bin/shim\"", "delegates.runc.shim"),
             ("[delegates.\"a b\"]\nshim = \"x\"", "delegates.a b"),
+            ("[identity]\nanonymous = \"maybe\"", "allow"),
+            ("[identity]\ntrust_domain = \"Example.org\"", "trust domain"),
+            ("[identity]\ntoken_lifetime = \"soon\"", "soon"),
+            ("[identity]\ntoken_lifetime = \"1s\"", "a minute or more"),
+            ("[secrets]\ndir = 1", "dir"),
             ("[", "expected"),
         ] {
             let error = Settings::parse(text, "/etc/creto/runtime.toml").unwrap_err().to_string();

@@ -10,8 +10,11 @@ use std::time::Duration;
 use containerd_shim_protos::events::task as ev;
 use containerd_shim_protos::protobuf::MessageField;
 use tokio::sync::{Notify, watch};
+use trust::attestation::predicate::Launch;
+use trust::audit::Event;
 
 use crate::backend::{self, Backend, Place};
+use crate::bound::Bound;
 use crate::error::TaskError;
 use crate::events::{Events, timestamp};
 use crate::exec::ExecProcess;
@@ -90,6 +93,8 @@ impl Process {
 struct Sandbox {
     maker: Maker,
     backend: Arc<dyn Backend>,
+    /// None only where a unit test needs no identity.
+    bound: Option<Arc<Bound>>,
 }
 
 /// The tasks of one pod and what they share.
@@ -115,6 +120,11 @@ impl Pod {
         Self { place, events, creating, over, sandbox, oom_kills, processes }
     }
 
+    /// Whether the sandbox lives and dies with this container.
+    pub fn begins_with(&self, id: &str) -> bool {
+        id == self.place.group
+    }
+
     /// The directory that a backend sees of a container.
     pub fn bundle(&self, id: &str) -> PathBuf {
         paths::bundle(&self.place.dir, id)
@@ -130,24 +140,37 @@ impl Pod {
         self.sandbox().as_ref().map(|sandbox| sandbox.backend.clone()).ok_or_else(none)
     }
 
-    /// Whose kernel the pod's workload talks to.
-    pub fn kind(&self) -> Result<BackendKind, TaskError> {
-        let none = || TaskError::NotFound(format!("the sandbox of pod {}", self.place.group));
-        self.sandbox().as_ref().map(|sandbox| BackendKind::of(&sandbox.maker)).ok_or_else(none)
+    /// What the pod's sandbox is bound to, once there is one.
+    pub fn bound(&self) -> Option<Arc<Bound>> {
+        self.sandbox().as_ref().and_then(|sandbox| sandbox.bound.clone())
     }
 
-    /// The backend for one more container: the pod's, which must be what is asked for, or with the container that the
-    /// pod begins with a new one.
-    pub fn choose(&self, id: &str, asked: SandboxRequest, settings: &Settings) -> Result<Arc<dyn Backend>, TaskError> {
-        if id == self.place.group {
+    /// The sandbox for one more container: the pod's, which must be what is asked for, or with the container that the pod
+    /// begins with a new one, bound to whom it works for.
+    pub async fn choose(
+        &self,
+        id: &str,
+        asked: &SandboxRequest,
+        settings: &Settings,
+        launch: Launch,
+    ) -> Result<(Arc<dyn Backend>, Arc<Bound>, BackendKind), TaskError> {
+        if self.begins_with(id) {
             let maker = asked.maker(settings)?;
+            let bound = Arc::new(Bound::bind(&self.place, settings, asked, maker.name(), launch).await?);
             let backend = backend::open(&maker, self.place.clone(), settings)?;
-            *self.sandbox() = Some(Sandbox { maker, backend: backend.clone() });
-            return Ok(backend);
+            *self.sandbox() = Some(Sandbox { maker, backend, bound: Some(bound) });
         }
-        let backend = self.backend()?;
-        self.sandbox().as_ref().map_or(Ok(()), |sandbox| asked.agrees(&sandbox.maker))?;
-        Ok(backend)
+        let none = || TaskError::NotFound(format!("the sandbox of pod {}", self.place.group));
+        let Sandbox { maker, backend, bound } = self.sandbox().clone().ok_or_else(none)?;
+        let bound = bound.ok_or_else(none)?;
+        asked.agrees(&maker, bound.agent())?;
+        Ok((backend, bound, BackendKind::of(&maker)))
+    }
+
+    /// A sandbox that is bound to nobody.
+    #[cfg(test)]
+    pub fn adopt(&self, backend: impl Backend + 'static) {
+        *self.sandbox() = Some(Sandbox { maker: Maker::Gvisor(None), backend: Arc::new(backend), bound: None });
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<Key, Process>> {
@@ -251,19 +274,29 @@ impl Pod {
                 let _ = tokio::time::timeout(EXECS_FIRST, done.wait_for(Option::is_some)).await;
             }
         }
-        self.publish_oom(key);
+        let oom_killed = self.publish_oom(key);
+        if key.is_init()
+            && let Some(bound) = self.bound()
+        {
+            bound.leave(&key.id);
+            if self.begins_with(&key.id) {
+                bound.record(vec![Event::SandboxExited { status: exit.status, oom_killed }]);
+            }
+        }
         if let Err(error) = self.advance(key, "end", Input::Exited(exit)) {
             tracing::debug!(%error, "an exit nobody waits for");
         }
     }
 
-    /// TaskOOM goes before the exit that it explains.
-    fn publish_oom(&self, key: &Key) {
+    /// TaskOOM goes before the exit that it explains; whether there was one.
+    fn publish_oom(&self, key: &Key) -> bool {
         let kills = self.backend().map_or(0, |backend| backend.oom_kills());
-        if self.oom_kills.swap(kills, Ordering::Relaxed) < kills {
+        let more = self.oom_kills.swap(kills, Ordering::Relaxed) < kills;
+        if more {
             let event = ev::TaskOOM { container_id: key.id.clone(), ..Default::default() };
             self.events.publish("/tasks/oom", &event);
         }
+        more
     }
 
     /// Hears of a process's end in a task of its own.

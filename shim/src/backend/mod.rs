@@ -19,7 +19,7 @@ use crate::request::Maker;
 use crate::settings::Settings;
 use crate::task::{Exit, Phase};
 use crate::tasks::Key;
-use crate::{paths, stdio};
+use crate::{paths, run_dir, stdio};
 
 use delegate::Delegate;
 use gvisor::Gvisor;
@@ -60,6 +60,15 @@ pub struct Made {
     pub io: stdio::Io,
 }
 
+/// What made a sandbox.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// The file that was executed.
+    pub program: PathBuf,
+    /// How it isolates, as it says itself.
+    pub platform: String,
+}
+
 /// The sandbox of one pod. Phases are checked before a call comes here.
 #[async_trait]
 pub trait Backend: Send + Sync {
@@ -96,6 +105,9 @@ pub trait Backend: Send + Sync {
     /// A process's terminal has this size now, in characters.
     async fn resized(&self, key: &Key, columns: u32, rows: u32) -> Result<(), TaskError>;
 
+    /// What made the sandbox, which is there.
+    fn ran(&self) -> Result<Ran, TaskError>;
+
     /// How often something of the sandbox was killed for want of memory.
     fn oom_kills(&self) -> u64;
 
@@ -129,6 +141,7 @@ pub fn sweep(place: &Place, id: &str) -> io::Result<()> {
         None => gvisor::sweep(place, id)?,
     }
     let _ = fs::remove_dir_all(paths::bundle(&place.dir, id));
+    run_dir::wipe(&paths::run_dir(&place.dir).join(id));
     if id == place.group {
         forget(&place.dir);
     }

@@ -13,6 +13,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageDyn};
 
 pub use resources::Resources;
+use trust::attestation::predicate::Limits;
 
 /// Where the kernel's trees are mounted.
 const MOUNTED: &str = "/sys/fs/cgroup";
@@ -38,6 +39,14 @@ impl Cgroup {
         match self {
             Self::V1(dirs) => any(&v1::metrics(dirs)),
             Self::V2(dir) => any(&v2::metrics(dir)),
+        }
+    }
+
+    /// The bounds as the kernel has them.
+    pub fn limits(&self) -> Limits {
+        match self {
+            Self::V1(dirs) => v1::limits(dirs),
+            Self::V2(dir) => v2::limits(dir),
         }
     }
 
@@ -85,6 +94,11 @@ fn find(mounted: &Path, text: &str) -> Option<Cgroup> {
         }
     }
     if dirs.is_empty() { unified.map(Cgroup::V2) } else { Some(Cgroup::V1(dirs)) }
+}
+
+/// Of a quota and a period in microseconds, thousandths of a CPU.
+fn millis(quota: Option<u64>, period: Option<u64>) -> Option<u64> {
+    Some(quota? * 1000 / period.filter(|period| *period > 0)?)
 }
 
 /// A file with one number; `max`, absent and garbage are `None`.

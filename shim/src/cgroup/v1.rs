@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use containerd_shim_protos::cgroups::metrics::*;
 use containerd_shim_protos::protobuf::MessageField;
 
-use super::{Resources, keyed, number, write};
+use super::{Limits, Resources, keyed, millis, number, write};
 
 /// A process's directory in each controller's tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -156,6 +156,17 @@ fn blkio(path: &Path) -> Vec<BlkIOEntry> {
     fs::read_to_string(path).unwrap_or_default().lines().filter_map(entry).collect()
 }
 
+pub(super) fn limits(dirs: &Dirs) -> Limits {
+    // What the kernel shows for no limit: the largest whole number of pages.
+    const NONE: u64 = i64::MAX as u64 & !0xfff;
+    let cpu = |file: &str| number(&dirs.file("cpu", file)); // a quota of -1 is none, and no number
+    Limits {
+        memory_bytes: number(&dirs.file("memory", "memory.limit_in_bytes")).filter(|limit| *limit < NONE),
+        cpu_millis: millis(cpu("cpu.cfs_quota_us"), cpu("cpu.cfs_period_us")),
+        pids: number(&dirs.file("pids", "pids.max")),
+    }
+}
+
 pub(super) fn oom_kills(dirs: &Dirs) -> u64 {
     oom_control(dirs).oom_kill
 }
@@ -215,6 +226,7 @@ mod tests {
         let got = metrics(&dirs);
         assert_eq!((got.pids.current, got.pids.limit), (21, 0), "no limit is 0");
         assert_eq!((got.memory.usage.usage, got.memory.usage.limit), (15_089_664, 67_108_864));
+        assert_eq!(limits(&dirs), Limits { memory_bytes: Some(67_108_864), cpu_millis: None, pids: None });
         assert!(got.cpu.usage.total > 0 && got.cpu.usage.per_cpu.len() == 2);
         assert!(got.blkio.is_some() && got.rdma.is_some() && got.memory_oom_control.is_some());
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use containerd_shim_protos::cgroups_v2::metrics::*;
 use containerd_shim_protos::protobuf::MessageField;
 
-use super::{Resources, keyed, number, write};
+use super::{Limits, Resources, keyed, millis, number, write};
 
 pub(super) fn metrics(dir: &Path) -> Metrics {
     let file = |name: &str| dir.join(name);
@@ -107,6 +107,16 @@ fn io_stat(path: &Path) -> Vec<IOEntry> {
     fs::read_to_string(path).unwrap_or_default().lines().filter_map(entry).collect()
 }
 
+pub(super) fn limits(dir: &Path) -> Limits {
+    let cpu = fs::read_to_string(dir.join("cpu.max")).unwrap_or_default(); // `QUOTA PERIOD`, or `max PERIOD`
+    let mut cpu = cpu.split_whitespace().map(|word| word.parse().ok());
+    Limits {
+        memory_bytes: number(&dir.join("memory.max")),
+        cpu_millis: millis(cpu.next().flatten(), cpu.next().flatten()),
+        pids: number(&dir.join("pids.max")),
+    }
+}
+
 pub(super) fn oom_kills(dir: &Path) -> u64 {
     events(dir).oom_kill
 }
@@ -154,8 +164,10 @@ mod tests {
 
     #[test]
     fn a_tree_after_the_kernels_documentation_is_read_whole() {
-        let got = metrics(&Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/cgroup-v2"));
+        let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/cgroup-v2");
+        let got = metrics(&tree);
         assert_eq!((got.pids.current, got.pids.limit), (12, 100));
+        assert_eq!(limits(&tree), Limits { memory_bytes: Some(67_108_864), cpu_millis: None, pids: Some(100) });
         assert_eq!((got.memory.usage, got.memory.usage_limit), (12_345_344, 67_108_864));
         assert_eq!((got.cpu.usage_usec, got.memory_events.oom_kill), (1_234_567, 1));
         assert_eq!(got.io.usage.iter().map(|e| (e.major, e.rbytes)).collect::<Vec<_>>(), [(8, 4096)]);

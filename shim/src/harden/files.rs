@@ -83,6 +83,20 @@ pub fn read_only_root(spec: &mut Value, policy: Policy) -> Result<(), TaskError>
     Ok(())
 }
 
+/// `strict`: no file system but those of containers: the kernel would mount a disk of the host as readily, or its tree
+/// below an overlay.
+pub fn known_file_systems(spec: &mut Value, policy: Policy) -> Result<(), TaskError> {
+    const KNOWN: [&str; 8] = ["proc", "sysfs", "tmpfs", "devtmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
+    for mount in objects(spec, "mounts")?.into_iter().filter(|_| policy.is_strict()) {
+        let kind = text(mount, "type");
+        if !binds(mount) && !KNOWN.contains(&kind) {
+            let why = format!("{} is of type {kind:?}", text(mount, "destination"));
+            return Err(refuse("mounts", format!("{why}; the profile strict mounts bind, {}", KNOWN.join(", "))));
+        }
+    }
+    Ok(())
+}
+
 /// The host's whole file tree and its `/proc`, with all its processes and switches, go into no sandbox; its `/sys` and
 /// `/dev` to look at only.
 pub fn nothing_of_the_host_itself(spec: &mut Value, _: Policy) -> Result<(), TaskError> {

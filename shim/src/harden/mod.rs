@@ -15,8 +15,7 @@ use serde_json::{Value, json};
 use crate::error::TaskError;
 use crate::request::Maker;
 
-#[expect(unused_imports, reason = "attested as soon as there are attestations")]
-pub use summary::{Summary, summary};
+pub use summary::{Names, summary};
 
 /// How much is taken away. `Default` gives what a spec asks for and refuses what nobody's workload may have; `Strict`
 /// takes away all that a program can do without, and refuses what cannot be taken away quietly.
@@ -81,13 +80,14 @@ impl Policy {
 type Rule = fn(&mut Value, Policy) -> Result<(), TaskError>;
 
 /// In order: a later rule sees what the earlier ones have left.
-const RULES: [Rule; 15] = [
+const RULES: [Rule; 16] = [
     process::only_known_capabilities,
     process::few_capabilities,
     process::no_new_privileges,
     process::limits,
     process::labels_that_mean_something,
     files::read_only_root,
+    files::known_file_systems,
     files::nothing_of_the_host_itself,
     files::read_only_binds,
     files::private_propagation,
@@ -113,7 +113,8 @@ pub fn real_sources(mut spec: Value) -> Value {
     for mount in spec.get_mut("mounts").and_then(Value::as_array_mut).into_iter().flatten() {
         if files::is_bind(mount)
             && let Some(source) = mount.get_mut("source")
-            && let Some(real) = source.as_str().and_then(|path| Path::new(path).canonicalize().ok())
+            && let Some(path) = source.as_str().map(Path::new).filter(|path| path.is_absolute())
+            && let Ok(real) = path.canonicalize()
             && let Some(real) = real.to_str()
         {
             *source = json!(real);

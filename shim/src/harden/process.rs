@@ -62,7 +62,8 @@ pub fn limits(spec: &mut Value, policy: Policy) -> Result<(), TaskError> {
             }
             found = true;
         }
-        if !found {
+        // A limit that is absent is inherited, and may be lower than ours: to name it could raise it.
+        if !found && most == 0 {
             let capped = json!({"type": kind, "soft": most, "hard": most});
             match list(spec, "process.rlimits")? {
                 Some(limits) => limits.push(capped),

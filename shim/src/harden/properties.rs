@@ -100,7 +100,7 @@ fn any_spec() -> impl Strategy<Value = Value> {
     let words = |from: &'static [&'static str]| prop::collection::vec(prop::sample::select(from), 0..4);
     let mount = (
         prop::sample::select(&["/x", "/proc", "/proc/", "/dev/shm"][..]),
-        prop::sample::select(&["bind", "proc", "tmpfs", "none"][..]),
+        prop::sample::select(&["bind", "proc", "tmpfs", "mqueue"][..]),
         prop::sample::select(&["/srv", "/srv/../srv", "/var/lib/nerdctl/x", "/var/lib/nerdctl/../x", "shm"][..]),
         words(&["bind", "rbind", "ro", "rw", "rro", "shared"]),
     );

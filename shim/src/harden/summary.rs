@@ -1,8 +1,6 @@
 //! What a spec gives a workload, in few words: computed from the spec that a backend got, whoever made it. It is attested,
 //! so it is small (a typical one is less than 1 KiB of JSON) and has nothing that a workload chose freely but paths.
 
-#![cfg_attr(not(test), expect(dead_code, reason = "attested as soon as there are attestations"))]
-
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -171,4 +169,44 @@ fn seccomp(profile: Option<&Value>) -> Seccomp {
 
 fn hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::spec_with;
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_summary_is_small_and_says_what_there_is() {
+        let capabilities =
+            ["CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP"];
+        let capabilities: Vec<_> = capabilities.iter().map(|name| format!("CAP_{name}")).collect();
+        let mut spec = spec_with(
+            "/process/capabilities",
+            json!({"bounding": capabilities, "effective": capabilities, "permitted": capabilities}),
+        );
+        spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"]}]});
+        spec["linux"]["devices"] = json!([{"path": "/dev/kvm", "type": "c"}]);
+        spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 1, "hard": 2}]);
+        spec["mounts"] = json!([
+            {"destination": "/w", "type": "bind", "source": "/a", "options": ["rbind"]},
+            {"destination": "/r", "source": "/a", "options": ["bind", "ro"]},
+            {"destination": "/t", "type": "tmpfs", "source": "tmpfs"},
+        ]);
+        spec["linux"]["namespaces"] = json!([{"type": "pid"}, {"type": "network", "path": "/run/netns/a"}]);
+        let json = serde_json::to_value(summary(&spec)).unwrap();
+        assert!(json.to_string().len() <= 1024, "{json}");
+        let names = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "MKNOD", "NET_RAW", "SETFCAP", "SETGID", "SETUID"];
+        assert_eq!(json["capabilities"], json!({"bounding": names, "effective": names, "permitted": names}));
+        assert_eq!(json["mounts"], json!({"count": 3, "writableBinds": ["/w"], "readOnlyBinds": ["/r"]}));
+        assert_eq!(json["namespaces"], json!({"new": ["pid"], "joined": ["network"]}));
+        assert_eq!(json["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
+        assert_eq!((&json["rlimits"], &json["devices"]), (&json!({"NOFILE": [1, 2]}), &json!(["/dev/kvm"])));
+        let bare = serde_json::to_value(summary(&json!({}))).unwrap();
+        assert_eq!((&bare["seccomp"], &bare["noNewPrivileges"]), (&json!("none"), &json!(false)));
+        let many: Vec<_> = (0..100).map(|n| json!({"path": format!("/dev/x{n}")})).collect();
+        let long = serde_json::to_value(summary(&json!({"linux": {"devices": many}}))).unwrap();
+        assert_eq!(long["devices"]["count"], 100);
+    }
 }

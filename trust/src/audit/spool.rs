@@ -2,7 +2,7 @@
 //!
 //! When `record_all` returns, the records survive a kill of any process: each call writes one file beside its place and
 //! renames it there. A thread of the spool's own then brings them to the disk, as many as wait at a time, so that the
-//! caller does not wait for one (measured: 0.1 ms instead of 7; docs/audit.md). A power cut in those milliseconds leaves
+//! caller does not wait for one (measured: 0.2 ms instead of 5; docs/audit.md). A power cut in those milliseconds leaves
 //! the record, or bytes that the ledger records as damaged, or a hole in the producer's numbers. Who needs more calls
 //! [`Spool::sync`]. The producer holds a lock on its directory as long as it lives; a drainer tidies up only after those
 //! whose lock is free.

@@ -93,17 +93,54 @@ pub fn issue(
     now: Timestamp,
     lifetime: Duration,
 ) -> Result<Credential, WorkloadError> {
-    let id = match identity.agent() {
-        Some(agent) => agent.sandbox(sandbox),
-        None => issuer.node.sandbox(&issuer.domain, sandbox),
-    }
-    .map_err(WorkloadError::Name)?;
     let secret = keys::fresh_key().map_err(WorkloadError::Random)?;
     let failed = |e: &dyn std::fmt::Display| WorkloadError::Token(e.to_string());
     let public_key = keys::public_half(&secret).map_err(|e| failed(&e))?;
+    let private_key = secret.to_pkcs8_pem(LineEnding::LF).map_err(|e| failed(&e))?;
+    let id = name(issuer, identity, sandbox)?;
+    let token = sign(signer, issuer, identity, &id, &public_key, now, lifetime)?;
+    let (expires, renew_at) = ends(now, lifetime);
+    Ok(Credential { id, token, private_key, public_key, expires, renew_at })
+}
+
+/// A new token in the place of one that is about to end; the key stays, for it is the sandbox's, not the token's.
+pub fn renew(
+    credential: &mut Credential,
+    signer: &Signer,
+    issuer: &Issuer,
+    identity: &Identity,
+    now: Timestamp,
+    lifetime: Duration,
+) -> Result<(), WorkloadError> {
+    credential.token = sign(signer, issuer, identity, &credential.id, &credential.public_key, now, lifetime)?;
+    (credential.expires, credential.renew_at) = ends(now, lifetime);
+    Ok(())
+}
+
+fn name(issuer: &Issuer, identity: &Identity, sandbox: &SandboxId) -> Result<WorkloadId, WorkloadError> {
+    let named = match identity.agent() {
+        Some(agent) => agent.sandbox(sandbox),
+        None => issuer.node.sandbox(&issuer.domain, sandbox),
+    };
+    named.map_err(WorkloadError::Name)
+}
+
+/// Of a token: its end, and when the next is due.
+fn ends(now: Timestamp, lifetime: Duration) -> (Timestamp, Timestamp) {
+    (now.plus(lifetime), now.plus(lifetime * 2 / 3))
+}
+
+fn sign(
+    signer: &Signer,
+    issuer: &Issuer,
+    identity: &Identity,
+    id: &WorkloadId,
+    public_key: &PublicKey,
+    now: Timestamp,
+    lifetime: Duration,
+) -> Result<String, WorkloadError> {
     let mut jti = [0; 16];
     getrandom::fill(&mut jti).map_err(WorkloadError::Random)?;
-    let expires = now.plus(lifetime);
     let claims = Claims {
         iss: issuer.node.spiffe_id(&issuer.domain),
         sub: id.to_string(),
@@ -112,12 +149,10 @@ pub fn issue(
         iat: now.unix(),
         // Whoever reads it may be behind.
         nbf: now.unix().saturating_sub(SKEW.as_secs()),
-        exp: expires.unix(),
+        exp: now.plus(lifetime).unix(),
         jti: BASE64_URL_SAFE_NO_PAD.encode(jti),
     };
-    let token = jose::sign(TYPE, signer.id().as_str(), &claims, signer.secret()).map_err(|e| failed(&e))?;
-    let private_key = secret.to_pkcs8_pem(LineEnding::LF).map_err(|e| failed(&e))?;
-    Ok(Credential { id, token, private_key, public_key, expires, renew_at: now.plus(lifetime * 2 / 3) })
+    jose::sign(TYPE, signer.id().as_str(), &claims, signer.secret()).map_err(|e| WorkloadError::Token(e.to_string()))
 }
 
 #[cfg(test)]
@@ -171,6 +206,25 @@ mod tests {
         let secret = SigningKey::from_pkcs8_pem(&credential.private_key).unwrap();
         let jwk: Jwk = serde_json::from_value(claims["cnf"]["jwk"].clone()).unwrap();
         assert!(jwk.public_key().unwrap().verifies(b"m", &secret.sign(b"m").to_bytes()));
+    }
+
+    #[test]
+    fn a_renewed_token_is_for_the_same_key_and_lasts_longer() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = Timestamp::from_unix(NOW);
+        let keyring = Keyring::open(dir.path(), &FixedClock::at(now)).unwrap();
+        let issuer = Issuer { domain: "example.org".parse().unwrap(), node: "node-7".parse().unwrap() };
+        let (identity, hour) = (Identity::for_test(None, Proof::None), Duration::from_secs(3600));
+        let (signer, id) = (keyring.signer().unwrap(), "box-1".parse().unwrap());
+        let mut credential = issue(&signer, &issuer, &identity, &id, now, hour).unwrap();
+        let root = TrustRoot::parse(keyring.jwks().unwrap().as_bytes()).unwrap();
+        let claims = |token: &str| jose::verify::<Value>(token, &root.keys()[0].key).unwrap();
+        let first = claims(&credential.token);
+        renew(&mut credential, &signer, &issuer, &identity, credential.renew_at, hour).unwrap();
+        let second = claims(&credential.token);
+        assert_eq!((&first["cnf"], &first["sub"]), (&second["cnf"], &second["sub"]));
+        assert_ne!(first["jti"], second["jti"]);
+        assert_eq!((second["exp"].as_u64(), credential.expires.unix()), (Some(NOW + 6000), NOW + 6000));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OnceCell};
 
-use super::{Backend, Made, NewContainer, Place};
+use super::{Backend, Made, NewContainer, Place, Ran};
 use crate::error::TaskError;
 use crate::exec::ExecProcess;
 use crate::options::runtime_options;
@@ -309,6 +309,11 @@ impl Backend for Delegate {
     async fn resized(&self, key: &Key, width: u32, height: u32) -> Result<(), TaskError> {
         let (id, exec_id) = (key.id.clone(), key.exec.clone());
         self.ask("ResizePty", &ResizePtyRequest { id, exec_id, width, height, ..Default::default() }).await
+    }
+
+    fn ran(&self) -> Result<Ran, TaskError> {
+        // What it makes sandboxes with, it does not tell.
+        Ok(Ran { program: self.shim.program.clone(), platform: "unknown".into() })
     }
 
     fn oom_kills(&self) -> u64 {

@@ -196,6 +196,13 @@ impl Runsc {
         path.ok_or_else(|| TaskError::host("reading runsc's state", "it names no controlSocketPath"))
     }
 
+    /// How the sandbox intercepts system calls, by its own word; `unknown` where the build does not say.
+    pub fn platform(&self, root_id: &str) -> Result<String, TaskError> {
+        let state = self.state(root_id, root_id)?;
+        let metadata = find(&state, "metricMetadata").and_then(|metadata| metadata.get("platform")?.as_str());
+        Ok(metadata.unwrap_or("unknown").to_owned())
+    }
+
     /// The host process that opens a container's files; none where runsc runs without.
     pub fn gofer(&self, root_id: &str, id: &str) -> Option<u32> {
         let pid = self.state(root_id, id).ok()?.get("goferPid")?.as_u64()?;

@@ -23,14 +23,14 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::{Backend, Made, NewContainer, Place};
+use super::{Backend, Made, NewContainer, Place, Ran};
 use crate::cgroup::{Cgroup, Resources};
 use crate::error::TaskError;
 use crate::exec::ExecProcess;
 use crate::stdio::{self, ConsoleSocket};
 use crate::task::{Exit, KILLED, Phase};
 use crate::tasks::Key;
-use crate::{bundle, paths, reaper, settings};
+use crate::{bundle, interfaces, paths, reaper, settings};
 
 use calls::{Calls, Running, Target};
 use cli::{Network, Runsc};
@@ -133,13 +133,13 @@ impl Gvisor {
             .ok_or_else(|| TaskError::host("finding the sandbox's control group", "it is not known"))
     }
 
-    /// Whether the sandbox's network namespace has more than a loopback. Where it has not, there is nothing to copy,
-    /// and runsc would copy not even a loopback that nobody brought up.
-    fn has_interface(&self) -> bool {
-        let Some(pid) = self.pid.get() else { return true };
-        let interfaces = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();
-        // Two lines of headings, then `name: counters`.
-        interfaces.lines().skip(2).filter_map(|line| line.split(':').next()).any(|name| name.trim() != "lo")
+    /// Where there is no interface but a loopback, there is nothing to copy, and runsc would copy not even a loopback that
+    /// nobody brought up.
+    fn network(&self) -> Network {
+        match self.pid.get().is_some_and(|pid| interfaces::is_sealed(&interfaces::of(*pid))) {
+            true => Network::Loopback,
+            false => Network::Sandbox,
+        }
     }
 }
 
@@ -161,8 +161,7 @@ impl Backend for Gvisor {
     }
 
     async fn start(&self, id: &str, checkpoint: Option<&Path>) -> Result<(), TaskError> {
-        let network = if self.has_interface() { Network::Sandbox } else { Network::Loopback };
-        let runsc_id = paths::runsc_id(id);
+        let (network, runsc_id) = (self.network(), paths::runsc_id(id));
         match checkpoint {
             None => self.runsc.start(&runsc_id, network, self.members.take(id)).await?,
             Some(image) => self.runsc.restore(&runsc_id, network, image).await?,
@@ -262,6 +261,12 @@ impl Backend for Gvisor {
             let _ = self.calls.signal(&id, Target::Foreground(&running), news).await;
         }
         Ok(())
+    }
+
+    fn ran(&self) -> Result<Ran, TaskError> {
+        let pid = self.pid.get().ok_or_else(|| TaskError::NotFound("the sandbox's process".into()))?;
+        // What runs, not what was asked for: a link may lead elsewhere by now.
+        Ok(Ran { program: format!("/proc/{pid}/exe").into(), platform: self.runsc.platform(&self.root_id)? })
     }
 
     fn oom_kills(&self) -> u64 {

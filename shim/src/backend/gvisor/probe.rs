@@ -2,13 +2,10 @@
 //! would pay it.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use sha2::{Digest, Sha256};
-
-use crate::paths;
+use crate::{paths, program_digest};
 
 /// Flags that older builds do not know, each with what is lost without it.
 const OPTIONAL: [(&str, &str); 2] = [
@@ -29,7 +26,7 @@ impl Known {
     /// Of a runsc, looked up in PATH if it is a bare name. `memory` is a directory.
     pub fn of(program: &Path, memory: &Path) -> Self {
         let runsc = paths::in_path(program);
-        let files = memory.join(format!("runsc-{}", runsc.as_deref().map(build).unwrap_or_default()));
+        let files = memory.join(format!("runsc-{}", runsc.as_deref().map(program_digest::build).unwrap_or_default()));
         Self { runsc, files }
     }
 
@@ -47,10 +44,9 @@ impl Known {
         fs::read_to_string(self.file(what)).ok()
     }
 
-    /// Remembers. Other shims may do so at the same time: each file is written whole.
+    /// Remembers.
     pub fn keep(&self, what: &str, text: &str) {
-        let fresh = self.file(&format!("{what}.{}", std::process::id()));
-        if self.runsc.is_none() || fs::write(&fresh, text).and_then(|()| fs::rename(&fresh, self.file(what))).is_err() {
+        if self.runsc.is_none() || program_digest::keep(&self.file(what), text).is_err() {
             tracing::debug!(what, "what was learnt of runsc could not be kept");
         }
     }
@@ -95,13 +91,6 @@ impl Features {
     pub fn args(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|flag| format!("--{flag}"))
     }
-}
-
-/// One build: the same file, unchanged.
-fn build(path: &Path) -> String {
-    let identity = fs::metadata(path).map(|m| (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec()));
-    let digest = Sha256::digest(format!("{} {identity:?}", path.display()).as_bytes());
-    digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

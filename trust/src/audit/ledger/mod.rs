@@ -13,7 +13,9 @@ mod tests;
 mod verify;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
@@ -70,8 +72,12 @@ pub enum LedgerError {
     Database(#[from] rusqlite::Error),
     #[error("the spool: {0}")]
     Spool(#[from] InboxError),
-    #[error(transparent)]
+    #[error("making a record: {0}")]
     Record(#[from] BadRecord),
+    #[error("record {position} is damaged: {source}; `creto-runtime-cli audit verify` says what else is")]
+    Damaged { position: u64, source: BadRecord },
+    #[error("the ledger {} cannot be made: {source}", path.display())]
+    Place { path: PathBuf, source: std::io::Error },
     #[error("the tree head of size {size}: {source}")]
     Head { size: u64, source: NoteError },
     #[error("signing a tree head: {0}")]
@@ -115,6 +121,8 @@ pub struct Ledger {
 impl Ledger {
     /// Opens the ledger at `path`, making it if it is not there; `node` signs what the ledger itself has to record.
     pub fn open(path: &Path, node: &str) -> Result<Self, LedgerError> {
+        let made = OpenOptions::new().append(true).create(true).mode(0o600).open(path); // SQLite would ask the umask
+        made.map_err(|source| LedgerError::Place { path: path.to_owned(), source })?;
         let mut db = Connection::open(path)?;
         db.busy_timeout(PATIENCE)?;
         db.pragma_update(None, "journal_mode", "WAL")?;
@@ -194,11 +202,11 @@ impl Ledger {
         let mut suspect = vec![false; files.len()];
         let mut batch = Drained::default();
         for (file, line) in in_order(inbox, &files) {
+            let damaged = line.content.is_err();
             let (record, body) = match line.content {
                 Ok(record) => record,
                 Err(rejection) => {
                     tracing::error!(id = %line.id, reason = %rejection.reason, "an audit record in the spool is damaged");
-                    suspect[file] = true;
                     batch.rejected += 1;
                     let event = Event::RecordRejected { digest: rejection.digest, reason: rejection.reason };
                     let record = AuditRecord::new(line.id, now, self.node.clone(), About::default(), event);
@@ -206,10 +214,11 @@ impl Ledger {
                     (record, body)
                 }
             };
+            suspect[file] |= damaged;
             match tail.append(&tx, &record, &body)? {
                 Arrival::New => batch.appended += 1,
                 Arrival::Known => batch.known += 1,
-                Arrival::Conflicting if record.event.name() == "RecordRejected" => batch.known += 1, // its time differs
+                Arrival::Conflicting if damaged => batch.known += 1, // rejected before, at another time
                 Arrival::Conflicting => {
                     tracing::error!(id = %record.id, "the ledger has another audit record with this id");
                     suspect[file] = true;

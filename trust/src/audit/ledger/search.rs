@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use rusqlite::types::Value;
-use rusqlite::{OptionalExtension, Row, params, params_from_iter};
+use rusqlite::{OptionalExtension, params, params_from_iter};
 
 use super::{Ledger, LedgerError, Stored, last_head};
 use crate::audit::log::{Hash, consistency_proof, inclusion_proof};
@@ -89,7 +89,7 @@ impl Ledger {
         let mut found = Vec::new();
         for row in rows {
             let (position, body) = row?;
-            found.push(Entry { position: position.cast_unsigned(), record: AuditRecord::parse(&body)? });
+            found.push(entry(position, &body)?);
         }
         found.reverse();
         Ok(found)
@@ -117,13 +117,18 @@ impl Ledger {
         let mut statement =
             self.db.prepare("SELECT position, body FROM record WHERE position >= ? ORDER BY position")?;
         let mut rows = statement.query(params![i64::try_from(position).unwrap_or(i64::MAX)])?;
-        let (mut next, read) =
-            (position, |row: &Row<'_>| Ok::<_, rusqlite::Error>((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)));
+        let mut next = position;
         while let Some(row) = rows.next()? {
-            let (at, body) = read(row)?;
-            writeln!(out, "{}", ocsf::event(&AuditRecord::parse(&body)?, at.cast_unsigned()))?;
-            next = at.cast_unsigned() + 1;
+            let Entry { position, record } = entry(row.get(0)?, &row.get::<_, Vec<u8>>(1)?)?;
+            writeln!(out, "{}", ocsf::event(&record, position))?;
+            next = position + 1;
         }
         Ok(next)
     }
+}
+
+fn entry(position: i64, body: &[u8]) -> Result<Entry, LedgerError> {
+    let position = position.cast_unsigned();
+    let record = AuditRecord::parse(body).map_err(|source| LedgerError::Damaged { position, source })?;
+    Ok(Entry { position, record })
 }

@@ -88,6 +88,17 @@ fn a_rewritten_log_is_betrayed_by_a_head_kept_elsewhere() {
 }
 
 #[test]
+fn a_position_that_is_none_is_named_and_costs_no_time() {
+    let node = Node::filled(4, 4);
+    node.execute("UPDATE record SET position = 9000000000000000000 WHERE position = 1", []);
+    node.execute("UPDATE record SET position = -5 WHERE position = 0", []);
+    let damage = node.verify(&[]).damage;
+    assert_eq!(damage[0], Damage::RecordMisplaced { position: -5 });
+    assert_eq!(damage[1], Damage::RecordsMissing { first: 0, last: 1 });
+    assert!(damage.contains(&Damage::RecordMisplaced { position: 9_000_000_000_000_000_000 }), "{damage:?}");
+}
+
+#[test]
 fn a_damaged_head_is_named() {
     let node = Node::filled(8, 4);
     node.execute("UPDATE tree_head SET note = replace(note, 'node-1', 'node-2') WHERE size = 4", []);

@@ -250,6 +250,18 @@ fn a_gap_that_was_owned_up_to_is_no_hole() {
 }
 
 #[test]
+fn only_its_owner_reads_the_ledger() {
+    use std::os::unix::fs::PermissionsExt;
+    let node = Node::filled(1, 1);
+    for file in ["audit.db", "audit.db-wal", "audit.db-shm"] {
+        let mode = fs::metadata(node.dir.path().join(file)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{file}");
+    }
+    let nowhere = Ledger::open(std::path::Path::new("/nonexistent/audit.db"), "n").unwrap_err().to_string();
+    assert!(nowhere.contains("/nonexistent/audit.db"), "{nowhere}");
+}
+
+#[test]
 fn another_version_is_refused() {
     let node = Node::new();
     node.ledger.db.pragma_update(None, "user_version", 2).unwrap();

@@ -15,6 +15,8 @@ use crate::audit::tree_head::{NoteError, NoteKey, SignedTreeHead, TreeHead};
 
 /// After so many findings the rest is not written down.
 const MAX_DAMAGE: usize = 1000;
+/// After so many missing records nothing more can be said about those behind them.
+const MAX_STAND_INS: u64 = 1 << 20;
 
 /// What verification found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,13 +133,15 @@ struct Check<'a> {
     sealed: u64,
     good_heads: u64,
     damage: Vec<Damage>,
+    /// How many missing records may still be stood in for.
+    stand_ins: u64,
     producers: HashMap<String, Numbers>,
 }
 
 impl<'a> Check<'a> {
     fn new(db: &'a Connection) -> Self {
         let (frontier, damage, producers) = Default::default();
-        Self { db, frontier, damaged: None, sealed: 0, good_heads: 0, damage, producers }
+        Self { db, frontier, damaged: None, sealed: 0, good_heads: 0, damage, stand_ins: MAX_STAND_INS, producers }
     }
 
     fn found(&mut self, damage: Damage) {
@@ -198,8 +202,10 @@ impl<'a> Check<'a> {
         if position > expected {
             self.found(Damage::RecordsMissing { first: expected, last: position - 1 });
             self.damaged = Some(position - 1);
-            // Only as many stand-ins as a table can have lost keep the later records at their places.
-            for _ in expected..position.min(expected + (1 << 20)) {
+            // Stand-ins keep the later records at their places; their number is bounded, a position is anyone's to choose.
+            let stand_ins = (position - expected).min(self.stand_ins);
+            self.stand_ins -= stand_ins;
+            for _ in 0..stand_ins {
                 self.frontier.push(empty_root());
             }
             if self.frontier.size() != position {

@@ -1,0 +1,298 @@
+//! What a pod's sandbox is bound to as long as it lives: who it works for, its token and key, the chain of statements about
+//! it, and the record of what becomes of it. One owner: all of it is told and renewed from here.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+use trust::attestation::predicate::{Fence, Image, Launch, Sandbox};
+use trust::attestation::{self, Observed};
+use trust::audit::{About, Audit, Event};
+use trust::clock::Timestamp;
+use trust::digest::Digest;
+use trust::id::AgentId;
+use trust::identity::workload::{self, Credential};
+use trust::identity::{Claim, Identity};
+
+use crate::attest::Facts;
+use crate::backend::Place;
+use crate::error::TaskError;
+use crate::paths;
+use crate::ports::Ports;
+use crate::request::SandboxRequest;
+use crate::run_dir::{self, Readers, RunDir};
+use crate::secrets::Secrets;
+use crate::settings::Settings;
+
+/// What a workload may reach where nobody says: nothing.
+const DENY_ALL: &[u8] = b"{\"rules\":[]}";
+/// After a renewal that failed.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// The bonds of one sandbox.
+pub struct Bound {
+    ports: Ports,
+    place: Place,
+    sandbox: Sandbox,
+    backend: String,
+    about: About,
+    identity: Identity,
+    secrets: Secrets,
+    launch: Launch,
+    policy: Digest,
+    state: Mutex<State>,
+}
+
+/// What changes.
+struct State {
+    credential: Credential,
+    /// `/run/creto` of each container.
+    dirs: BTreeMap<String, RunDir>,
+    facts: Option<Facts>,
+    /// The current statement, if there is one.
+    current: Option<Current>,
+}
+
+struct Current {
+    envelope: String,
+    digest: Digest,
+    fence: Option<Fence>,
+    renew_at: Timestamp,
+}
+
+impl Bound {
+    /// No identity, no sandbox: checks the claim of whoever asks for it, and makes the sandbox's own key and token.
+    pub async fn bind(
+        place: &Place,
+        settings: &Settings,
+        asked: &SandboxRequest,
+        backend: &str,
+        launch: Launch,
+    ) -> Result<Self, TaskError> {
+        let ports = Ports::open(settings)?;
+        let name = |e: &dyn std::fmt::Display| TaskError::Invalid(format!("the sandbox cannot be named: {e}"));
+        let sandbox = Sandbox {
+            id: place.group.parse().map_err(|e| name(&e))?,
+            namespace: place.namespace.parse().map_err(|e| name(&e))?,
+        };
+        let text = |text: &str| Some(text.into());
+        let (namespace, id) = (text(&place.namespace), text(&place.group));
+        let mut about = About { namespace, sandbox: id, agent: None, backend: text(backend) };
+        let token = asked.token()?;
+        let by = backend.parse().map_err(|e| name(&e))?;
+        let claim = Claim { agent: asked.agent.as_ref(), token: token.as_deref().map(String::as_str), backend: &by };
+        let identity = ports.binder.bind(claim).await.map_err(|error| {
+            let claimed = asked.agent.as_ref().map(|agent| agent.to_string().as_str().into());
+            let reason = error.to_string().as_str().into();
+            ports.record.record(&about, Event::IdentityRejected { claimed, reason });
+            TaskError::Rejected(error.to_string())
+        })?;
+        about.agent = identity.agent().map(|agent| agent.to_string().as_str().into());
+        let policy = policy(&identity)?;
+        let secrets = Secrets::resolve(&asked.secrets, &settings.secrets).await?;
+        let signer = ports.keyring.signer().map_err(|e| TaskError::host("the node's signing key", e))?;
+        let now = ports.clock().timestamp();
+        let credential = workload::issue(&signer, &ports.issuer, &identity, &sandbox.id, now, ports.token_lifetime);
+        let credential = credential.map_err(|e| TaskError::host("the sandbox's token", e))?;
+        let state = Mutex::new(State { credential, dirs: BTreeMap::new(), facts: None, current: None });
+        let (place, backend) = (place.clone(), backend.to_owned());
+        Ok(Self { ports, place, sandbox, backend, about, identity, secrets, launch, policy, state })
+    }
+
+    /// What makes it.
+    pub fn backend(&self) -> &str {
+        &self.backend
+    }
+
+    /// For whom the sandbox works.
+    pub fn agent(&self) -> Option<&AgentId> {
+        self.identity.agent()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a container its `/run/creto`: makes it, and mounts it in the spec.
+    pub fn enter(&self, id: &str, spec: &mut Value) -> Result<(), TaskError> {
+        let doing = |e: &dyn std::fmt::Display| TaskError::host("making /run/creto", e);
+        let dir = RunDir::make(&self.run_dir(id), spec).map_err(|e| doing(&e))?;
+        let mut state = self.state();
+        let jwks = self.ports.keyring.jwks().map_err(|e| doing(&e))?;
+        let put = |name: &str, bytes: &[u8], readers| dir.put(name, bytes, readers).map_err(|e| doing(&e));
+        put("jwks.json", jwks.as_bytes(), Readers::All)?;
+        put("identity.jwt", state.credential.token.as_bytes(), Readers::Workload)?;
+        put("identity.key", state.credential.private_key.as_bytes(), Readers::Workload)?;
+        if let Some(current) = &state.current {
+            put("attestation.dsse.json", current.envelope.as_bytes(), Readers::All)?;
+        }
+        let delivered = self.secrets.deliver(&dir).map_err(|e| doing(&e))?;
+        dir.mount(spec);
+        state.dirs.insert(id.to_owned(), dir);
+        drop(state);
+        if !delivered.is_empty() {
+            self.record(vec![Event::SecretsDelivered { names: delivered }]);
+        }
+        Ok(())
+    }
+
+    /// A container has ended: its secrets go at once, and the rest of its `/run/creto`.
+    pub fn leave(&self, id: &str) {
+        match self.state().dirs.remove(id) {
+            Some(dir) => dir.wipe(),
+            None => run_dir::wipe(&self.run_dir(id)),
+        }
+    }
+
+    fn run_dir(&self, id: &str) -> PathBuf {
+        paths::run_dir(&self.place.dir).join(id)
+    }
+
+    /// The sandbox is made: says so, signed. Returns what the record has to say of it.
+    pub fn attest(&self, facts: Facts, fence: Option<Fence>) -> Result<Vec<Event>, TaskError> {
+        let text = |digest: Digest| Some(digest.to_string().as_str().into());
+        let (config_digest, policy_digest) = (text(facts.config), text(self.policy));
+        self.state().facts = Some(facts);
+        let issued = self.issue(fence)?;
+        let made = match &self.launch {
+            Launch::Restored { restored_from } => {
+                let checkpoint = restored_from.to_string();
+                Event::SandboxRestored { checkpoint: checkpoint.as_str().into(), manifest_digest: text(*restored_from) }
+            }
+            _ => Event::SandboxCreated { image: None, image_digest: None, config_digest, policy_digest },
+        };
+        Ok(vec![made, issued])
+    }
+
+    /// The sandbox starts: a new statement, if the fence is another than the one that was attested.
+    pub fn starts(&self, fence: Option<Fence>) -> Result<(), TaskError> {
+        if self.state().current.as_ref().is_some_and(|current| current.fence == fence) {
+            return Ok(());
+        }
+        let issued = self.issue(fence)?;
+        self.record(vec![issued]);
+        Ok(())
+    }
+
+    /// Issues a statement that takes the place of the current one, and puts it where it is read.
+    fn issue(&self, fence: Option<Fence>) -> Result<Event, TaskError> {
+        let doing = |e: &dyn std::fmt::Display| TaskError::host("attesting the sandbox", e);
+        let mut state = self.state();
+        let Some(facts) = state.facts.clone() else { return Err(doing(&"it was not made yet")) };
+        let signer = self.ports.keyring.signer().map_err(|e| doing(&e))?;
+        let now = self.ports.clock().timestamp();
+        let observed = Observed {
+            config: facts.config,
+            policy: self.policy,
+            sandbox: self.sandbox.clone(),
+            agent: (&self.identity).into(),
+            backend: facts.backend,
+            node: self.ports.node.clone(),
+            fence: fence.clone(),
+            hardening: facts.hardening,
+            image: Image::Unknown, // containerd tells a shim no digest
+            launch: self.launch.clone(),
+        };
+        let previous = state.current.as_ref().map(|current| current.digest);
+        let envelope =
+            attestation::issue(observed, previous, &signer, now, self.ports.validity).map_err(|e| doing(&e))?;
+        let digest = envelope.statement_digest();
+        let json = envelope.to_json().map_err(|e| doing(&e))?;
+        keep(&paths::statements(&self.place.namespace, &self.place.group), &json).map_err(|e| doing(&e))?;
+        for dir in state.dirs.values() {
+            dir.put("attestation.dsse.json", json.as_bytes(), Readers::All).map_err(|e| doing(&e))?;
+        }
+        let renew_at = now.plus(self.ports.validity * 2 / 3);
+        state.current = Some(Current { envelope: json, digest, fence, renew_at });
+        Ok(Event::AttestationIssued {
+            statement: digest.to_string().as_str().into(),
+            previous: previous.map(|digest| digest.to_string().as_str().into()),
+            key: signer.id().to_string().as_str().into(),
+        })
+    }
+
+    /// A token for the same key, in place of the one that is about to end.
+    fn renew_token(&self) -> Result<(), TaskError> {
+        let doing = |e: &dyn std::fmt::Display| TaskError::host("renewing the sandbox's token", e);
+        let signer = self.ports.keyring.signer().map_err(|e| doing(&e))?;
+        let now = self.ports.clock().timestamp();
+        let mut state = self.state();
+        let (issuer, lifetime) = (&self.ports.issuer, self.ports.token_lifetime);
+        workload::renew(&mut state.credential, &signer, issuer, &self.identity, now, lifetime)
+            .map_err(|e| doing(&e))?;
+        for dir in state.dirs.values() {
+            dir.put("identity.jwt", state.credential.token.as_bytes(), Readers::Workload).map_err(|e| doing(&e))?;
+        }
+        Ok(())
+    }
+
+    /// Renews what ends before the sandbox does, for as long as somebody holds it.
+    pub fn keep_fresh(self: &Arc<Self>) {
+        let bound = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let mut next = Duration::ZERO;
+            loop {
+                tokio::time::sleep(next).await;
+                let Some(bound) = bound.upgrade() else { return };
+                next = match bound.refresh() {
+                    Ok(()) => bound.until_next(),
+                    Err(error) => {
+                        tracing::error!(sandbox = bound.place.group, %error, "will try again");
+                        AGAIN
+                    }
+                };
+            }
+        });
+    }
+
+    fn refresh(&self) -> Result<(), TaskError> {
+        let now = self.ports.clock().timestamp();
+        let (token, statement) = {
+            let state = self.state();
+            let current = state.current.as_ref();
+            (state.credential.renew_at <= now, current.is_some_and(|current| current.renew_at <= now))
+        };
+        if token {
+            self.renew_token()?;
+        }
+        if statement {
+            let fence = self.state().current.as_ref().and_then(|current| current.fence.clone());
+            let issued = self.issue(fence)?;
+            self.record(vec![issued]);
+        }
+        Ok(())
+    }
+
+    fn until_next(&self) -> Duration {
+        let (now, state) = (self.ports.clock().timestamp(), self.state());
+        let statement = state.current.as_ref().map_or(state.credential.renew_at, |current| current.renew_at);
+        state.credential.renew_at.min(statement).since(now).max(Duration::from_secs(1))
+    }
+
+    /// Adds to the record; never fails, never waits.
+    pub fn record(&self, events: Vec<Event>) {
+        self.ports.record.record_all(&self.about, events);
+    }
+}
+
+/// The policy that holds where no request names one: the agent's own, of the node's policies.
+fn policy(identity: &Identity) -> Result<Digest, TaskError> {
+    let Some(name) = identity.default_policy() else { return Ok(Digest::of(DENY_ALL)) };
+    let path = paths::policies().join(format!("{name}.toml"));
+    let text = fs::read(&path).map_err(|e| TaskError::host(format!("the agent's policy {}", path.display()), e))?;
+    Ok(Digest::of(&text))
+}
+
+/// Adds a statement to those that are kept of a sandbox: numbered, the newest last.
+fn keep(dir: &Path, envelope: &str) -> std::io::Result<()> {
+    fs::create_dir_all(dir)?;
+    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.split('.').next()?.parse::<u32>().ok();
+    let last = fs::read_dir(dir)?.flatten().filter_map(number).max().unwrap_or(0);
+    let path = dir.join(format!("{:08}.dsse.json", last + 1));
+    let fresh = dir.join(format!(".{}", std::process::id()));
+    fs::write(&fresh, envelope)?;
+    fs::rename(fresh, path)
+}
