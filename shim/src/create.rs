@@ -19,6 +19,7 @@ use crate::backend::{Made, NewContainer};
 use crate::checkpoint::manifest;
 use crate::error::TaskError;
 use crate::events::timestamp;
+use crate::harden::Policy;
 use crate::hooks::{Hooks, Moment};
 use crate::request::SandboxRequest;
 use crate::task::{Exit, Input, Phase};
@@ -115,7 +116,8 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
         bound.record(events);
         bound.keep_fresh();
     }
-    Ok(Process { pid, io, hooks: Arc::new(hooks), ..Process::new(stdio, theirs) })
+    let policy = Some(Policy { profile: asked.profile, kind });
+    Ok(Process { pid, io, hooks: Arc::new(hooks), policy, ..Process::new(stdio, theirs) })
 }
 
 /// Where a checkpoint waits for Start.

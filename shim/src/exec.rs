@@ -5,17 +5,20 @@ use std::sync::Arc;
 use containerd_shim_protos::api::ExecProcessRequest;
 use containerd_shim_protos::events::task as ev;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use trust::audit::Event;
 
 use crate::backend::gvisor::capabilities::Capabilities;
 use crate::create;
 use crate::error::TaskError;
+use crate::harden::{self, Policy};
 use crate::stdio;
 use crate::task::Phase;
 use crate::tasks::{Key, Pod, Process};
 
 /// The part of an OCI process (`process` in config.json) that an exec needs.
-#[derive(Debug, Default, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExecProcess {
     /// Program and arguments.
@@ -34,13 +37,13 @@ pub struct ExecProcess {
     /// Set-uid bits have no effect.
     #[serde(default)]
     pub no_new_privileges: bool,
-    /// As it came, for a downstream shim.
+    /// All of it, hardened, for a downstream shim.
     #[serde(skip)]
     pub spec: Any,
 }
 
 /// `process.user` of config.json.
-#[derive(Debug, Default, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct User {
     /// User id inside the container.
@@ -53,16 +56,20 @@ pub struct User {
 
 impl ExecProcess {
     /// Parses the spec of an Exec request; an error names the field.
-    pub fn parse(spec: &Any) -> Result<Self, TaskError> {
-        let mut process: Self = serde_json::from_slice(&spec.value)
-            .map_err(|e| TaskError::Invalid(format!("the exec's process spec: {e}")))?;
+    pub fn parse(spec: &Any, policy: Option<Policy>) -> Result<Self, TaskError> {
+        let invalid = |e| TaskError::Invalid(format!("the exec's process spec: {e}"));
+        let mut asked: Value = serde_json::from_slice(&spec.value).map_err(invalid)?;
+        if let Some(policy) = policy {
+            asked = harden::harden_process(asked, policy)?;
+        }
+        let mut process = Self::deserialize(&asked).map_err(invalid)?;
         if process.args.is_empty() {
             return Err(TaskError::Invalid("the exec's process spec: args is empty; name a program".into()));
         }
         if let Err(name) = process.capabilities.masks() {
             return Err(TaskError::Invalid(format!("the exec's process spec: {name:?} is no capability")));
         }
-        process.spec = spec.clone();
+        process.spec = Any { value: asked.to_string().into_bytes(), ..spec.clone() };
         Ok(process)
     }
 
@@ -75,7 +82,7 @@ impl ExecProcess {
 /// Exec: nothing runs yet.
 pub fn register(pod: &Pod, req: ExecProcessRequest) -> Result<(), TaskError> {
     let init = Key::init(&req.id);
-    let (phase, bundle, owner) = pod.with(&init, |p| (p.phase, p.bundle.clone(), p.stdio.owner))?;
+    let (phase, bundle, owner, policy) = pod.with(&init, |p| (p.phase, p.bundle.clone(), p.stdio.owner, p.policy))?;
     if phase != Phase::Running {
         return Err(TaskError::WrongPhase { verb: "exec in", what: init.to_string(), phase });
     }
@@ -84,7 +91,7 @@ pub fn register(pod: &Pod, req: ExecProcessRequest) -> Result<(), TaskError> {
     if pod.has(&key) {
         return Err(TaskError::AlreadyExists(key.to_string()));
     }
-    let spec = ExecProcess::parse(&req.spec)?;
+    let spec = ExecProcess::parse(&req.spec, policy)?;
     let stdio =
         stdio::Request { stdin: req.stdin, stdout: req.stdout, stderr: req.stderr, terminal: req.terminal, owner };
     let mut process = Process::new(stdio, bundle);
@@ -126,7 +133,7 @@ mod tests {
             (r#"{"args":["a"],"cwd":"/","user":{"uid":-1}}"#, "-1"),
         ] {
             let spec = Any { value: json.into(), ..Default::default() };
-            let error = ExecProcess::parse(&spec).unwrap_err().to_string();
+            let error = ExecProcess::parse(&spec, None).unwrap_err().to_string();
             assert!(error.contains(expected), "{json}: {error}");
         }
     }
@@ -138,7 +145,7 @@ mod tests {
             "capabilities": {"bounding": ["CAP_KILL"], "ambient": []}, "noNewPrivileges": true, "terminal": true,
         }))) {
             let spec = Any { value: spec.to_string().into_bytes(), ..Default::default() };
-            match ExecProcess::parse(&spec) {
+            match ExecProcess::parse(&spec, None) {
                 Ok(process) => prop_assert!(!process.args.is_empty() && process.capabilities.masks().is_ok()),
                 Err(error) => prop_assert!(error.to_string().starts_with("the exec's process spec: "), "{error}"),
             }

@@ -18,7 +18,7 @@ use crate::bound::Bound;
 use crate::error::TaskError;
 use crate::events::{Events, timestamp};
 use crate::exec::ExecProcess;
-use crate::harden::BackendKind;
+use crate::harden::{BackendKind, Policy};
 use crate::hooks::Hooks;
 use crate::request::{Maker, SandboxRequest};
 use crate::settings::Settings;
@@ -72,6 +72,8 @@ pub struct Process {
     pub unread: stdio::Unread,
     /// Of a container.
     pub hooks: Arc<Hooks>,
+    /// What a container was hardened by, and its execs are.
+    pub policy: Option<Policy>,
     /// What an exec that is not started yet will run.
     pub exec: Option<ExecProcess>,
     /// containerd's bundle.
@@ -83,8 +85,8 @@ pub struct Process {
 impl Process {
     /// A process that was made and not started.
     pub fn new(stdio: stdio::Request, bundle: PathBuf) -> Self {
-        let (io, unread, hooks, exec, done) = Default::default();
-        Self { phase: Phase::Created, pid: 0, stdio, io, unread, hooks, exec, bundle, done }
+        let (io, unread, hooks, policy, exec, done) = Default::default();
+        Self { phase: Phase::Created, pid: 0, stdio, io, unread, hooks, policy, exec, bundle, done }
     }
 }
 

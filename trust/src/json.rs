@@ -6,12 +6,28 @@ use std::fmt;
 
 use serde::de::{self, DeserializeOwned, DeserializeSeed, MapAccess, SeqAccess, Visitor};
 
+/// How much of an error is repeated, in characters.
+const SHOWN: usize = 160;
+
+/// Why bytes are not the JSON that was wanted. serde's messages repeat names out of the text: here in one short line without
+/// control characters, fit for a terminal.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadJson(String);
+
+impl From<serde_json::Error> for BadJson {
+    fn from(error: serde_json::Error) -> Self {
+        let text = error.to_string();
+        Self(text.chars().map(|c| if c.is_control() { '?' } else { c }).take(SHOWN).collect())
+    }
+}
+
 /// Reads JSON in which no object has a key twice, at any depth.
-pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
+pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BadJson> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     NoKeyTwice.deserialize(&mut deserializer)?;
     deserializer.end()?;
-    serde_json::from_slice(bytes)
+    Ok(serde_json::from_slice(bytes)?)
 }
 
 /// Walks a value and keeps nothing of it.
@@ -77,6 +93,16 @@ impl<'de> Visitor<'de> for NoKeyTwice {
 mod tests {
     use super::*;
     use serde_json::Value;
+
+    #[test]
+    fn an_error_is_a_short_line_without_control_characters() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Empty {}
+        let text = format!("{{\"\\u001b[2J\\n{}\":1}}", "x".repeat(1000));
+        let error = from_slice::<Empty>(text.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("unknown field `?[2J?xxx") && error.chars().count() <= SHOWN, "{error}");
+    }
 
     #[test]
     fn a_key_stands_once_in_its_object() {

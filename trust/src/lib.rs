@@ -15,4 +15,4 @@ pub mod keys;
 pub mod clock;
 pub mod digest;
 pub mod id;
-pub mod json;
+mod json;

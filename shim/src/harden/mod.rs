@@ -66,9 +66,11 @@ impl BackendKind {
 
 /// What a rule decides by.
 #[derive(Clone, Copy, Debug)]
-struct Policy {
-    profile: Profile,
-    kind: BackendKind,
+pub struct Policy {
+    /// How much is taken away.
+    pub profile: Profile,
+    /// From a workload of what.
+    pub kind: BackendKind,
 }
 
 impl Policy {
@@ -79,13 +81,17 @@ impl Policy {
 
 type Rule = fn(&mut Value, Policy) -> Result<(), TaskError>;
 
-/// In order: a later rule sees what the earlier ones have left.
-const RULES: [Rule; 16] = [
+/// What holds for every process, of which the spec has the first and each exec brings its own.
+const PROCESS_RULES: [Rule; 5] = [
     process::only_known_capabilities,
     process::few_capabilities,
     process::no_new_privileges,
     process::limits,
     process::labels_that_mean_something,
+];
+
+/// In order: a later rule sees what the earlier ones have left.
+const RULES: [Rule; 11] = [
     files::read_only_root,
     files::known_file_systems,
     files::nothing_of_the_host_itself,
@@ -101,10 +107,19 @@ const RULES: [Rule; 16] = [
 
 /// The spec that a backend gets: never more than `spec` asks for, or an error that names a field and the fix. Idempotent.
 pub fn harden(mut spec: Value, profile: Profile, kind: BackendKind) -> Result<Value, TaskError> {
-    for rule in RULES {
+    for rule in PROCESS_RULES.into_iter().chain(RULES) {
         rule(&mut spec, Policy { profile, kind })?;
     }
     Ok(spec)
+}
+
+/// The same for `process` alone: an exec brings what containerd once made of the image, and gets no more than its container.
+pub fn harden_process(process: Value, policy: Policy) -> Result<Value, TaskError> {
+    let mut spec = json!({ "process": process });
+    for rule in PROCESS_RULES {
+        rule(&mut spec, policy)?;
+    }
+    Ok(spec["process"].take())
 }
 
 /// Replaces the sources of bind mounts by what they really are, that no symbolic link on the host leads a rule astray.

@@ -384,6 +384,16 @@ fn system_calls_are_few_under_strict_on_the_hosts_kernel_where_the_spec_says_not
 }
 
 #[test]
+fn an_exec_gets_no_more_than_its_container() {
+    let asked = json!({"args": ["id"], "capabilities": {"effective": ["CAP_SYS_ADMIN", "CAP_NET_BIND_SERVICE"]}});
+    let harden = |profile| harden_process(asked.clone(), Policy { profile, kind: BackendKind::Gvisor }).unwrap();
+    assert_eq!(harden(Profile::Default)["capabilities"], asked["capabilities"]);
+    let strict = harden(Profile::Strict);
+    assert_eq!(strict["capabilities"], json!({"effective": ["CAP_NET_BIND_SERVICE"]}));
+    assert_eq!((&strict["noNewPrivileges"], &strict["args"]), (&json!(true), &asked["args"]));
+}
+
+#[test]
 fn a_link_on_the_host_leads_no_rule_astray() {
     let dir = tempfile::tempdir().unwrap();
     let link = dir.path().join("link");

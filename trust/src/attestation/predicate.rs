@@ -1,8 +1,8 @@
 //! What is said about a sandbox: the predicate `sandbox/v1`. Each field's line says how the runtime comes to know it; what
 //! cannot be observed is not in it, and what could not be is said to be unknown. Pure.
 //!
-//! Absent is the same as `null` nowhere: optional members are left out. docs/attestation-predicate.schema.json is the same
-//! as JSON Schema; a test holds the two together.
+//! Optional members are left out, never `null`. docs/attestation-predicate.schema.json is the same as JSON Schema; a test holds
+//! the two together.
 
 use serde::{Deserialize, Serialize};
 
@@ -80,7 +80,7 @@ pub enum Agent {
 pub struct Backend {
     /// Which of our backends was called.
     pub name: BackendName,
-    /// SHA-256 of the file that was executed, read through /proc/<pid>/exe or kept by inode, size and times.
+    /// SHA-256 of the file that was executed, read through `/proc/PID/exe` or kept by inode, size and times.
     pub binary: Digest,
     /// From the sandbox's own state, not from the flag that asked for it, such as `systrap`.
     pub platform: String,

@@ -72,11 +72,11 @@ struct DigestSet {
 }
 
 /// Why bytes are no statement of ours.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadStatement {
     /// Not JSON, a key twice, a member missing, unknown or of the wrong type.
     #[error("not a sandbox statement: {0}")]
-    Shape(#[from] serde_json::Error),
+    Shape(String),
     /// Not an in-toto Statement v1.
     #[error("_type is not {TYPE}")]
     Type,
@@ -130,14 +130,14 @@ impl Statement {
     /// Reads a statement. Who says so is for the caller to know.
     pub fn parse(bytes: &[u8]) -> Result<Self, BadStatement> {
         // The types first: a later version's predicate has another shape, and that is not what is wrong with it.
-        let types: Types = json::from_slice(bytes)?;
+        let types: Types = json::from_slice(bytes).map_err(|e| BadStatement::Shape(e.to_string()))?;
         if types.kind != TYPE {
             return Err(BadStatement::Type);
         }
         if types.predicate_type != predicate::TYPE {
             return Err(BadStatement::PredicateType);
         }
-        let wire: Wire = serde_json::from_slice(bytes)?;
+        let wire: Wire = json::from_slice(bytes).map_err(|e| BadStatement::Shape(e.to_string()))?;
         let digest = |name| {
             let subject = wire.subject.iter().find(|subject| subject.name == name);
             subject.and_then(|subject| Digest::from_hex(&subject.digest.sha256).ok()).ok_or(BadStatement::Subjects)

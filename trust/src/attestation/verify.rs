@@ -103,7 +103,7 @@ pub enum NotProven {
 
 /// The statement proves nothing. Printed as operators know it from the runbook.
 #[derive(Debug, thiserror::Error)]
-#[error("VerificationResult::Invalid {{ reason: \"{reason}\" }}")]
+#[error("VerificationResult::Invalid {{ reason: {:?} }}", .reason.to_string())]
 pub struct Invalid {
     /// Why.
     pub reason: Reason,

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
-use hyper::header::{ACCEPT, HOST};
+use hyper::header::ACCEPT;
 use hyper::{Request, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -233,9 +233,7 @@ impl Service {
         let url: Uri = format!("{}/v1/jwks?spiffe_id={id}", self.settings.url.trim_end_matches('/'))
             .parse()
             .map_err(|e| format!("{e}"))?;
-        let host = url.authority().map(ToString::to_string).unwrap_or_default();
         let request = Request::get(url)
-            .header(HOST, host)
             .header(ACCEPT, "application/jwk-set+json")
             .body(Empty::new())
             .map_err(|e| e.to_string())?;

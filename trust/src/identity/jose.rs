@@ -79,7 +79,7 @@ pub fn sign<T: Serialize>(typ: &str, kid: &str, claims: &T, key: &SigningKey) ->
     let mut header = Header::new(Algorithm::EdDSA);
     header.typ = Some(typ.into());
     header.kid = Some(kid.into());
-    let der = key.to_pkcs8_der().map_err(|_| Error::from(ErrorKind::InvalidEddsaKey))?;
+    let der = key.to_pkcs8_der().map_err(|_| Error::from(ErrorKind::InvalidEddsaKey))?; // wiped on drop, as are its copies
     jsonwebtoken::encode(&header, claims, &EncodingKey::from_ed_der(der.as_bytes()))
 }
 

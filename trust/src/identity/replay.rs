@@ -5,7 +5,7 @@
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::clock::Timestamp;
 use crate::digest::Digest;
@@ -52,9 +52,7 @@ impl SeenTokens {
         let path = ends.join(Digest::of(format!("{agent}\0{jti}").as_bytes()).hex());
         let create = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let made = match create() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                DirBuilder::new().recursive(true).mode(0o700).create(&ends).and_then(|()| create())
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.make(&ends).and_then(|()| create()),
             tried => tried,
         };
         match made {
@@ -62,6 +60,12 @@ impl SeenTokens {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(ReplayError::Replayed),
             Err(why) => Err(ReplayError::Io { path, why }),
         }
+    }
+
+    /// Ours alone; what lies above is others' to look into.
+    fn make(&self, ends: &Path) -> io::Result<()> {
+        self.dir.parent().map_or(Ok(()), fs::create_dir_all)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(ends)
     }
 
     /// Forgets tokens that have ended a minute ago or more; the minute is for a process that was held up between looking at

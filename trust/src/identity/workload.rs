@@ -7,8 +7,6 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use ed25519_dalek::pkcs8::EncodePrivateKey;
-use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -96,7 +94,7 @@ pub fn issue(
     let secret = keys::fresh_key().map_err(WorkloadError::Random)?;
     let failed = |e: &dyn std::fmt::Display| WorkloadError::Token(e.to_string());
     let public_key = keys::public_half(&secret).map_err(|e| failed(&e))?;
-    let private_key = secret.to_pkcs8_pem(LineEnding::LF).map_err(|e| failed(&e))?;
+    let private_key = keys::private_pem(&secret).map_err(|e| failed(&e))?;
     let id = name(issuer, identity, sandbox)?;
     let token = sign(signer, issuer, identity, &id, &public_key, now, lifetime)?;
     let (expires, renew_at) = ends(now, lifetime);
@@ -206,6 +204,9 @@ mod tests {
         let secret = SigningKey::from_pkcs8_pem(&credential.private_key).unwrap();
         let jwk: Jwk = serde_json::from_value(claims["cnf"]["jwk"].clone()).unwrap();
         assert!(jwk.public_key().unwrap().verifies(b"m", &secret.sign(b"m").to_bytes()));
+        // A SEQUENCE that begins with version 0: OpenSSL, and all that is built on it, reads no other.
+        let body: String = credential.private_key.lines().filter(|line| !line.starts_with('-')).collect();
+        assert_eq!(base64::prelude::BASE64_STANDARD.decode(body).unwrap()[..5], [0x30, 0x2e, 0x02, 0x01, 0x00]);
     }
 
     #[test]

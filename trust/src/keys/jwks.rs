@@ -189,8 +189,8 @@ pub enum BadJwkSet {
     #[error("{0} bytes; a key set has at most {MAX_SET_BYTES}")]
     TooLarge(usize),
     /// Not JSON, or not of this shape.
-    #[error("not a JWK Set (RFC 7517)")]
-    Shape(#[source] serde_json::Error),
+    #[error("not a JWK Set (RFC 7517): {0}")]
+    Shape(String),
     /// A private key where a public one belongs: it is burnt.
     #[error("keys[{0}] has the member d: a private key has been published; replace that key")]
     Private(usize),
@@ -219,12 +219,13 @@ impl JwkSet {
         if bytes.len() > MAX_SET_BYTES {
             return Err(BadJwkSet::TooLarge(bytes.len()));
         }
-        let raw: Value = json::from_slice(bytes).map_err(BadJwkSet::Shape)?;
+        let raw: Value = json::from_slice(bytes).map_err(|e| BadJwkSet::Shape(e.to_string()))?;
         let secret = |key: &Value| key.get("d").is_some();
         if let Some(at) = raw["keys"].as_array().and_then(|keys| keys.iter().position(secret)) {
             return Err(BadJwkSet::Private(at));
         }
-        let mut set: Self = serde_json::from_value(raw).map_err(BadJwkSet::Shape)?;
+        let mut set: Self =
+            serde_json::from_value(raw).map_err(|e| BadJwkSet::Shape(json::BadJson::from(e).to_string()))?;
         set.keys.retain(Jwk::is_ed25519);
         Ok(set)
     }

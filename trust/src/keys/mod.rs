@@ -7,9 +7,10 @@
 //! <root>/jwks.json       0644, the same list for everybody; published before a key signs
 //! ```
 //! Nothing is held between calls: each reads what is on disk, so a rotation reaches every process at its next signature.
-//! Not here: how files are written (`store`), what a key looks like (`jwks`).
+//! Not here: how files are written (`store`), which lists are possible (`ring`), what a key looks like (`jwks`).
 
 pub mod jwks;
+mod ring;
 mod store;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ed25519::pkcs8::KeypairBytes;
 use ed25519_dalek::SigningKey;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey};
@@ -25,13 +27,12 @@ use zeroize::Zeroizing;
 
 use crate::clock::{Clock, Timestamp};
 use crate::id::KeyId;
-use jwks::{BadJwkSet, Jwk, JwkSet, PublicKey};
+use jwks::{BadJwkSet, JwkSet, PublicKey};
+use ring::Ring;
 use store::Store;
 
 /// A signer may lose this many races against rotations before it gives up.
 const TRIES: usize = 5;
-/// The deprecated keys that stay listed: rotated monthly, ten years.
-const MOST_KEYS: usize = 120;
 
 /// What people call a key: `v1`, `v2`, … in the order in which they were made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -219,7 +220,7 @@ impl Keyring {
 
     /// All keys, oldest first.
     pub fn list(&self) -> Result<Vec<Entry>, KeyError> {
-        Ok(self.ring()?.0)
+        Ok(self.ring()?.into_entries())
     }
 
     /// The public keys, as jwks.json has them.
@@ -273,13 +274,13 @@ impl Keyring {
     fn commit(&self, ring: &Ring, secret: Option<&SigningKey>) -> Result<(), KeyError> {
         let active = private_name(ring.active().version);
         if let Some(secret) = secret {
-            let pem = secret.to_pkcs8_pem(LineEnding::LF).map_err(|e| KeyError::Encoding(e.to_string()))?;
+            let pem = private_pem(secret).map_err(|e| KeyError::Encoding(e.to_string()))?;
             self.store.put(&active, pem.as_bytes())?;
         }
         let json = ring.to_json()?;
         self.store.publish(json.as_bytes())?;
         self.store.put(KEYRING, json.as_bytes())?;
-        for entry in ring.0.iter().filter(|entry| entry.status != Status::Active) {
+        for entry in ring.deprecated_entries() {
             self.store.remove(&private_name(entry.version))?;
         }
         Ok(())
@@ -318,6 +319,11 @@ pub(crate) fn fresh_key() -> Result<SigningKey, getrandom::Error> {
     Ok(SigningKey::from_bytes(&seed))
 }
 
+/// The private half as PKCS#8 version 1 (RFC 8410 §7): version 2, with the public half in it, OpenSSL does not read.
+pub(crate) fn private_pem(secret: &SigningKey) -> Result<Zeroizing<String>, ed25519_dalek::pkcs8::Error> {
+    KeypairBytes { secret_key: secret.to_bytes(), public_key: None }.to_pkcs8_pem(LineEnding::LF)
+}
+
 pub(crate) fn public_half(secret: &SigningKey) -> Result<PublicKey, jwks::BadJwk> {
     PublicKey::from_bytes(secret.verifying_key().as_bytes())
 }
@@ -353,84 +359,6 @@ impl Signer {
 impl fmt::Debug for Signer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Signer({}, {})", self.version, self.id)
-    }
-}
-
-/// The list of keys: oldest first, versions ascending, the last one active and no other. Pure.
-struct Ring(Vec<Entry>);
-
-impl Ring {
-    fn first(key: PublicKey, now: Timestamp) -> Self {
-        Self(vec![Entry { version: KeyVersion(1), key, status: Status::Active, created: now }])
-    }
-
-    fn rotated(mut self, key: PublicKey, now: Timestamp, overlap: Duration) -> Self {
-        let version = KeyVersion(self.active().version.0.saturating_add(1));
-        for entry in &mut self.0 {
-            if entry.status == Status::Active {
-                entry.status = Status::Deprecated { after: now.plus(overlap) };
-            }
-        }
-        self.0.push(Entry { version, key, status: Status::Active, created: now });
-        self.0.drain(..self.0.len().saturating_sub(MOST_KEYS));
-        self
-    }
-
-    fn deprecated(mut self, version: KeyVersion, now: Timestamp) -> Result<Self, KeyError> {
-        match self.0.iter_mut().find(|entry| entry.version == version).map(|entry| &mut entry.status) {
-            Some(Status::Active) => Err(KeyError::IsActive(version)),
-            Some(Status::Deprecated { after }) => {
-                *after = now.min(*after);
-                Ok(self)
-            }
-            None => Err(KeyError::Unknown(version)),
-        }
-    }
-
-    fn active(&self) -> &Entry {
-        // Never empty: `first` and `from_set` see to it.
-        &self.0[self.0.len() - 1]
-    }
-
-    fn from_set(set: &JwkSet, path: &Path) -> Result<Self, KeyError> {
-        let wrong = |why| KeyError::Contradiction { path: path.to_owned(), why };
-        let mut entries: Vec<Entry> = Vec::new();
-        for (at, jwk) in set.keys.iter().enumerate() {
-            let bad = |e| KeyError::Keyring { path: path.to_owned(), why: BadJwkSet::Key(at, e) };
-            let (Some(version), Some(status), Some(created)) = (jwk.version, jwk.status(), jwk.created) else {
-                return Err(wrong("a key lacks its version, status or creation time"));
-            };
-            if entries.last().is_some_and(|before| before.version >= version) {
-                return Err(wrong("versions do not ascend"));
-            }
-            entries.push(Entry { version, key: jwk.public_key().map_err(bad)?, status, created });
-        }
-        match entries.split_last() {
-            Some((last, before))
-                if last.status == Status::Active && before.iter().all(|e| e.status != Status::Active) =>
-            {
-                Ok(Self(entries))
-            }
-            _ => Err(wrong("exactly one key, the last one, is active")),
-        }
-    }
-
-    fn to_json(&self) -> Result<String, KeyError> {
-        let jwk = |entry: &Entry| {
-            let (status, deprecated_after) = match entry.status {
-                Status::Active => ("active", None),
-                Status::Deprecated { after } => ("deprecated", Some(after)),
-            };
-            Jwk {
-                version: Some(entry.version),
-                status: Some(status.into()),
-                created: Some(entry.created),
-                deprecated_after,
-                ..entry.key.to_jwk()
-            }
-        };
-        let set = JwkSet { keys: self.0.iter().map(jwk).collect() };
-        set.to_json().map_err(|e| KeyError::Encoding(e.to_string()))
     }
 }
 

@@ -187,7 +187,7 @@ mod tests {
     fn runsc_is_told_of_a_process_what_the_control_socket_is_told() {
         let told = |spec: Value, pty| {
             let spec = Any { value: spec.to_string().into_bytes(), ..Default::default() };
-            let text = spec_of(&ExecProcess::parse(&spec).unwrap(), pty).unwrap();
+            let text = spec_of(&ExecProcess::parse(&spec, None).unwrap(), pty).unwrap();
             serde_json::from_slice::<Value>(&text).unwrap()
         };
         let user = json!({"uid": 1, "gid": 2, "additionalGids": [3]});

@@ -225,7 +225,7 @@ mod tests {
             "args": args, "env": ["PATH=/bin"], "cwd": "/", "user": {"uid": 0, "gid": 0, "additionalGids": [5]},
             "capabilities": {"bounding": caps, "effective": caps, "permitted": caps}, "noNewPrivileges": true,
         });
-        ExecProcess::parse(&Any { value: spec.to_string().into_bytes(), ..Default::default() }).unwrap()
+        ExecProcess::parse(&Any { value: spec.to_string().into_bytes(), ..Default::default() }, None).unwrap()
     }
 
     #[test]

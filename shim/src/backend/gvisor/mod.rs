@@ -147,6 +147,9 @@ impl Gvisor {
 impl Backend for Gvisor {
     async fn create(&self, mut new: NewContainer<'_>) -> Result<Made, TaskError> {
         spec::adapt(&mut new.spec, &self.root_id);
+        if let Some(checkpoint) = new.checkpoint {
+            spec::restore_args(&mut new.spec, checkpoint)?;
+        }
         bundle::write(&new.spec, new.bundle)?;
         if !self.is_root(new.id) {
             self.members.add(new.id);
@@ -231,7 +234,9 @@ impl Backend for Gvisor {
             let why = "a pod of several containers cannot be checkpointed one container at a time";
             return Err(TaskError::Unimplemented(format!("{id}: {why}")));
         }
-        self.runsc.checkpoint(&paths::runsc_id(id), image, leave_running).await
+        let args = spec::args(&paths::bundle(&self.place.dir, id))?; // now: where it ends, Delete may be faster
+        self.runsc.checkpoint(&paths::runsc_id(id), image, leave_running).await?;
+        spec::save_args(&args, image)
     }
 
     async fn pids(&self, id: &str, init: u32) -> Result<Vec<u32>, TaskError> {

@@ -1,9 +1,18 @@
-//! A container's config.json in runsc's own terms. Pure.
+//! A container's config.json in runsc's own terms, and what a checkpoint keeps of it.
+
+use std::fs;
+use std::io;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::error::TaskError;
+
 /// containerd's own annotation that makes a container part of a pod's sandbox; runsc reads it too.
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+
+/// A checkpoint's note, beside runsc's files, of what its process was started with.
+const SAVED_ARGS: &str = "creto-args.json";
 
 /// Names the pod's sandbox as runsc does, and gives it the pod's limits.
 pub fn adapt(spec: &mut Value, root_id: &str) {
@@ -50,11 +59,57 @@ fn set(spec: &mut Value, path: &[&str], value: Value) {
     *at = value;
 }
 
+/// What the process of this bundle was started with.
+pub fn args(bundle: &Path) -> Result<Value, TaskError> {
+    let reading = |e| TaskError::host("reading the sandbox's config.json", e);
+    let text = fs::read(bundle.join("config.json")).map_err(reading)?;
+    let spec: Value = serde_json::from_slice(&text).map_err(|e| reading(e.into()))?;
+    Ok(spec.pointer("/process/args").cloned().unwrap_or_default())
+}
+
+/// Notes them in a checkpoint.
+pub fn save_args(args: &Value, checkpoint: &Path) -> Result<(), TaskError> {
+    let saved = fs::write(checkpoint.join(SAVED_ARGS), args.to_string());
+    saved.map_err(|e| TaskError::host("noting the checkpoint's args", e))
+}
+
+/// A restored process is the checkpoint's, whatever the new spec would start: clients give the image's own args, and runsc
+/// restores under the saved ones alone. All else that runsc compares (user, capabilities, seccomp, mounts …) stays as asked,
+/// and a difference an error. A checkpoint without the note is restored under the spec as it is.
+pub fn restore_args(spec: &mut Value, checkpoint: &Path) -> Result<(), TaskError> {
+    let text = match fs::read(checkpoint.join(SAVED_ARGS)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(TaskError::host(format!("reading {SAVED_ARGS} of the checkpoint"), error)),
+    };
+    let args: Vec<String> = serde_json::from_slice(&text)
+        .map_err(|e| TaskError::Invalid(format!("{SAVED_ARGS} of the checkpoint {}: {e}", checkpoint.display())))?;
+    set(spec, &["process", "args"], json!(args));
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_restored_process_has_the_checkpoints_args_and_the_rest_of_the_new_spec() {
+        let dir = tempfile::tempdir().unwrap();
+        let new = || json!({"process": {"args": ["sh"], "cwd": "/new"}});
+        let mut spec = new();
+        restore_args(&mut spec, dir.path()).unwrap();
+        assert_eq!(spec, new(), "a checkpoint without the note");
+        fs::write(dir.path().join("config.json"), r#"{"process":{"args":["top","-b"],"cwd":"/old"}}"#).unwrap();
+        save_args(&args(dir.path()).unwrap(), dir.path()).unwrap();
+        restore_args(&mut spec, dir.path()).unwrap();
+        assert_eq!(spec, json!({"process": {"args": ["top", "-b"], "cwd": "/new"}}));
+        for bad in ["", "{}", "[1]"] {
+            fs::write(dir.path().join(SAVED_ARGS), bad).unwrap();
+            assert!(restore_args(&mut spec, dir.path()).unwrap_err().to_string().contains(SAVED_ARGS), "{bad:?}");
+        }
+    }
 
     #[test]
     fn a_pods_annotations_become_the_sandboxs_limits() {

@@ -69,10 +69,42 @@ fn answer(status: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
 }
 
+fn good_set() -> serde_json::Value {
+    let key = json!({"kty": "OKP", "crv": "Ed25519", "x": X, "kid": "k", "alg": "EdDSA", "use": "sig", "more": 1});
+    json!({"creto.dev/agent": AGENT, "creto.dev/backends": ["gvisor"], "keys": [{"kty": "RSA"}, key]})
+}
+
 fn good() -> String {
-    let key = json!({"kty": "OKP", "crv": "Ed25519", "x": X, "kid": "k", "more": 1});
-    let set = json!({"creto.dev/agent": AGENT, "creto.dev/backends": ["gvisor"], "keys": [{"kty": "RSA"}, key]});
-    answer("200 OK", &set.to_string())
+    answer("200 OK", &good_set().to_string())
+}
+
+#[test]
+fn the_contract_is_what_is_spoken() {
+    let contract = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/creto-nhi.openapi.json"));
+    let contract: serde_json::Value = serde_json::from_str(contract).unwrap();
+    let operation = &contract["paths"]["/v1/jwks"]["get"];
+    assert_eq!(operation["parameters"][0]["name"], "spiffe_id");
+    for status in ["200", "403", "404", "410", "default"] {
+        assert!(operation["responses"][status].is_object(), "{status}");
+    }
+    let schema = jsonschema::validator_for(&contract["components"]["schemas"]["AgentKeys"]).unwrap();
+    assert!(schema.is_valid(&good_set()));
+    let id = AGENT.parse().unwrap();
+    for (pointer, value) in [
+        ("/creto.dev~1agent", json!(1)),
+        ("/creto.dev~1backends", json!("gvisor")),
+        ("/keys/1/x", json!("AAAA")),
+        ("/keys/1/alg", json!("RS256")),
+        ("/keys/1/use", json!("enc")),
+        ("/keys/1", json!({"kty": "OKP", "crv": "Ed25519"})),
+        ("/keys/0", json!({"kty": "RSA", "d": "AQAB"})),
+        ("/keys", json!({})),
+    ] {
+        let mut set = good_set();
+        *set.pointer_mut(pointer).unwrap() = value;
+        assert!(!schema.is_valid(&set), "{pointer}: the contract allows it");
+        assert!(agent(&id, set.to_string().as_bytes()).is_err(), "{pointer}: we allow it");
+    }
 }
 
 /// A source whose clock the test moves.
