@@ -9,6 +9,7 @@ mod checkpoint_restore;
 mod configs;
 mod containerd_restart;
 mod containerd_versions;
+mod control_fallback;
 mod delegate;
 mod delegate_kata;
 mod events;
