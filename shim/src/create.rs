@@ -24,7 +24,7 @@ use crate::hooks::{Hooks, Moment};
 use crate::request::SandboxRequest;
 use crate::task::{Exit, Input, Phase};
 use crate::tasks::{Key, Pod, Process};
-use crate::{attest, bundle, cgroup, exec, harden, mounts, options, paths, stdio};
+use crate::{attest, bundle, cgroup, exec, harden, mounts, options, paths, stdio, sys};
 
 /// The status of a process that could not be started.
 const NOT_STARTED: u32 = 255;
@@ -56,6 +56,7 @@ pub async fn create(pod: &Arc<Pod>, req: CreateTaskRequest) -> Result<u32, TaskE
     let event = ev::TaskCreate { container_id: req.id, bundle: req.bundle, pid: pid as u32, ..Default::default() };
     pod.events.publish("/tasks/create", &event);
     pod.heed(key)?;
+    sys::give_memory_back();
     Ok(pid as u32)
 }
 

@@ -16,6 +16,28 @@ pub fn become_subreaper() -> io::Result<()> {
     }
 }
 
+/// One heap for all threads: the few that are not ours (audit, file hashing) would each begin one of their own.
+#[cfg(target_env = "gnu")]
+pub fn share_one_heap() {
+    // SAFETY: mallopt(3) takes two integers; called before there is a second thread.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Gives back what a Create needed and nobody needs any more; a node multiplies it by its sandboxes.
+#[cfg(target_env = "gnu")]
+pub fn give_memory_back() {
+    // SAFETY: malloc_trim(3) takes an integer and is safe in any thread.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Other C libraries do so by themselves, or not at all.
+#[cfg(not(target_env = "gnu"))]
+pub fn share_one_heap() {}
+
+/// The same.
+#[cfg(not(target_env = "gnu"))]
+pub fn give_memory_back() {}
+
 /// The listening socket that `start` handed over; call once, before any other descriptor is opened.
 pub fn inherited_listener() -> io::Result<OwnedFd> {
     // SAFETY: fcntl only inspects the number; it fails with EBADF where nothing was handed over.
