@@ -31,3 +31,4 @@ mod rootfs;
 mod run_exec_attach;
 mod secrets;
 mod stdio;
+mod stock_verifiers;

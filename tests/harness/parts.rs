@@ -81,6 +81,16 @@ pub fn busybox() -> PathBuf {
     part_dir("busybox").join("bin/busybox")
 }
 
+/// sigstore's verifier.
+pub fn cosign() -> PathBuf {
+    part_dir("cosign").join("bin/cosign")
+}
+
+/// Python's libraries that verify: securesystemslib (DSSE), PyJWT, cryptography.
+pub fn verifiers() -> PathBuf {
+    part_dir("verifiers").join("lib")
+}
+
 fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace")
 }
