@@ -8,10 +8,10 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use creto_trust::audit::inbox::Inbox;
-use creto_trust::audit::ledger::{HeadSchedule, Ledger};
-use creto_trust::audit::tree_head::NoteKey;
-use creto_trust::audit::{About, Audit, Event, Limits, Spool, TreeHeadSigner};
+use trust::audit::inbox::Inbox;
+use trust::audit::ledger::{HeadSchedule, Ledger};
+use trust::audit::tree_head::NoteKey;
+use trust::audit::{About, Audit, Event, Limits, Spool, TreeHeadSigner};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use ed25519_dalek::{Signer, SigningKey};
 use tempfile::TempDir;
@@ -151,7 +151,7 @@ fn prove_and_verify(c: &mut Criterion) {
 
 /// Files as producers leave them, and on the disk: what is measured is the reader, not their writing-back.
 fn write_files(root: &Path, producers: u64, each: u64) {
-    use creto_trust::audit::record::{AuditRecord, Producer, RecordId};
+    use trust::audit::record::{AuditRecord, Producer, RecordId};
     static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     for _ in 0..producers {
         let name = format!("bench-{}", NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));

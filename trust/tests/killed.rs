@@ -10,10 +10,10 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use creto_trust::audit::inbox::Inbox;
-use creto_trust::audit::ledger::{HeadSchedule, Ledger, Query};
-use creto_trust::audit::tree_head::NoteKey;
-use creto_trust::audit::{About, Audit, Event, Limits, Spool, TreeHeadSigner};
+use trust::audit::inbox::Inbox;
+use trust::audit::ledger::{HeadSchedule, Ledger, Query};
+use trust::audit::tree_head::NoteKey;
+use trust::audit::{About, Audit, Event, Limits, Spool, TreeHeadSigner};
 use ed25519_dalek::{Signer, SigningKey};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;

@@ -8,10 +8,10 @@ use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use creto_trust::audit::inbox::Inbox;
-use creto_trust::audit::ledger::{HeadSchedule, Ledger};
-use creto_trust::audit::tree_head::NoteKey;
-use creto_trust::audit::{About, Audit, Event, Limits, Spool, TreeHeadSigner};
+use trust::audit::inbox::Inbox;
+use trust::audit::ledger::{HeadSchedule, Ledger};
+use trust::audit::tree_head::NoteKey;
+use trust::audit::{About, Audit, Event, Limits, Spool, TreeHeadSigner};
 use ed25519_dalek::{Signer, SigningKey};
 use serde_json::{Value, json};
 
