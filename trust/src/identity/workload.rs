@@ -221,7 +221,8 @@ mod tests {
         let root = TrustRoot::parse(keyring.jwks().unwrap().as_bytes()).unwrap();
         let claims = |token: &str| jose::verify::<Value>(token, &root.keys()[0].key).unwrap();
         let first = claims(&credential.token);
-        renew(&mut credential, &signer, &issuer, &identity, credential.renew_at, hour).unwrap();
+        let due = credential.renew_at;
+        renew(&mut credential, &signer, &issuer, &identity, due, hour).unwrap();
         let second = claims(&credential.token);
         assert_eq!((&first["cnf"], &first["sub"]), (&second["cnf"], &second["sub"]));
         assert_ne!(first["jti"], second["jti"]);
