@@ -156,7 +156,8 @@ mod tests {
             }
             assert_eq!(Node::read(&root).unwrap(), Node { id: id.parse().unwrap(), audience }, "{text:?}");
         }
-        for (text, why) in [("[identity]\nnode = \"a/b\"", "node id"), ("identity = 1", "identity"), ("[", "runtime.toml")]
+        for (text, why) in
+            [("[identity]\nnode = \"a/b\"", "node id"), ("identity = 1", "identity"), ("[", "runtime.toml")]
         {
             fs::write(root.settings(), text).unwrap();
             let error = Node::read(&root).expect_err(why).to_string();

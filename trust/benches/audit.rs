@@ -8,13 +8,13 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use ed25519_dalek::{Signer, SigningKey};
+use tempfile::TempDir;
 use trust::audit::inbox::Inbox;
 use trust::audit::ledger::{HeadSchedule, Ledger};
 use trust::audit::tree_head::NoteKey;
 use trust::audit::{About, Audit, Event, Limits, Spool, TreeHeadSigner};
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use ed25519_dalek::{Signer, SigningKey};
-use tempfile::TempDir;
 
 /// Records in a ledger before it is measured.
 const SIZES: [u64; 3] = [0, 10_000, 50_000];

@@ -10,11 +10,11 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
+use ed25519_dalek::{Signer, SigningKey};
 use trust::audit::inbox::Inbox;
 use trust::audit::ledger::{HeadSchedule, Ledger, Query};
 use trust::audit::tree_head::NoteKey;
 use trust::audit::{About, Audit, Event, Limits, Spool, TreeHeadSigner};
-use ed25519_dalek::{Signer, SigningKey};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

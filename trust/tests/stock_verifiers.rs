@@ -8,12 +8,12 @@ use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use ed25519_dalek::{Signer, SigningKey};
+use serde_json::{Value, json};
 use trust::audit::inbox::Inbox;
 use trust::audit::ledger::{HeadSchedule, Ledger};
 use trust::audit::tree_head::NoteKey;
 use trust::audit::{About, Audit, Event, Limits, Spool, TreeHeadSigner};
-use ed25519_dalek::{Signer, SigningKey};
-use serde_json::{Value, json};
 
 struct NodeKey(SigningKey);
 

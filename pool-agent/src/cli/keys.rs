@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
-use trust::audit::node_key::note_keys;
+use trust::audit::node_key::log_name;
 use trust::audit::spool::SpoolError;
-use trust::audit::tree_head::NoteError;
+use trust::audit::tree_head::{NoteError, NoteKey};
 use trust::audit::{About, Audit, Event, Limits, Spool};
 use trust::clock::{Clock, SystemClock, Timestamp};
 use trust::keys::jwks::{BadJwk, BadJwkSet, Jwk, JwkSet, TrustRoot, TrustedKey};
@@ -57,9 +57,17 @@ pub enum KeysError {
     #[error("there is no {}: the first sandbox of a node makes its keys", .0.display())]
     NoKeys(PathBuf),
     #[error("reading {}", path.display())]
-    Read { path: PathBuf, why: io::Error },
+    Read {
+        path: PathBuf,
+        #[source]
+        why: io::Error,
+    },
     #[error("{}", path.display())]
-    Jwks { path: PathBuf, why: BadJwkSet },
+    Jwks {
+        path: PathBuf,
+        #[source]
+        why: BadJwkSet,
+    },
     #[error("there is no key {0}: `creto-runtime-cli keys list` shows those that are")]
     Unknown(KeyVersion),
     #[error("no key of the set signs: it is not a node's own")]
@@ -169,9 +177,7 @@ fn export(
     let (set, trusted) = published(root.jwks())?;
     let keys = || set.keys.iter().zip(trusted.keys());
     let (jwk, key) = match version {
-        Some(version) => {
-            keys().find(|(_, key)| key.version == Some(version)).ok_or(KeysError::Unknown(version))?
-        }
+        Some(version) => keys().find(|(_, key)| key.version == Some(version)).ok_or(KeysError::Unknown(version))?,
         None if pem || note => keys().find(|(_, key)| key.status == Status::Active).ok_or(KeysError::NoneActive)?,
         None => return Ok(output::json(out, &set)?),
     };
@@ -179,9 +185,8 @@ fn export(
         return Ok(write!(out, "{}", key.key.to_pem()?)?);
     }
     if note {
-        let at = trusted.keys().iter().position(|other| other == key).unwrap_or_default();
-        let keys = note_keys(&Node::read(root)?.id, &trusted)?;
-        return Ok(keys.get(at).map_or(Ok(()), |key| writeln!(out, "{key}"))?);
+        let name = log_name(&Node::read(root)?.id);
+        return Ok(writeln!(out, "{}", NoteKey::new(&name, key.key.as_bytes())?)?);
     }
     Ok(output::json(out, jwk)?)
 }
