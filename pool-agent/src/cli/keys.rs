@@ -35,12 +35,14 @@ pub enum Verb {
     /// End the overlap of an earlier key now
     Deprecate {
         /// Which key, such as v1
-        version: KeyVersion,
+        #[arg(value_name = "VERSION")]
+        key: KeyVersion,
     },
     /// Print public keys: the JWK Set, or one key
     Export {
         /// Which key, such as v1; without: all of them, with --pem or --note the one that signs
-        version: Option<KeyVersion>,
+        #[arg(value_name = "VERSION")]
+        key: Option<KeyVersion>,
         /// As PEM, which cosign and OpenSSL read
         #[arg(long)]
         pem: bool,
@@ -94,11 +96,11 @@ pub(super) fn run(verb: Verb, root: &Root, out: &mut dyn Write) -> Result<(), Ke
     match verb {
         Verb::List { json } => list(root, json, out),
         Verb::Rotate { overlap } => rotate(root, overlap, out),
-        Verb::Deprecate { version } => {
-            Keyring::open(root.lib(), &SystemClock)?.deprecate(&SystemClock, version)?;
-            Ok(writeln!(out, "key {version} counts only where its version is named (--key-version {version})")?)
+        Verb::Deprecate { key } => {
+            Keyring::open(root.lib(), &SystemClock)?.deprecate(&SystemClock, key)?;
+            Ok(writeln!(out, "key {key} counts only where its version is named (--key-version {key})")?)
         }
-        Verb::Export { version, pem, note } => export(root, version, pem, note, out),
+        Verb::Export { key, pem, note } => export(root, key, pem, note, out),
     }
 }
 

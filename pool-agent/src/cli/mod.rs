@@ -23,7 +23,7 @@ use crate::node::Root;
 
 /// What people ask of a node: its attestations, its audit record, its keys, its agents.
 #[derive(Debug, Parser)]
-#[command(name = "creto-runtime-cli", version, propagate_version = true)]
+#[command(name = "creto-runtime-cli", version)]
 pub struct Cli {
     /// Where the node's things lie: DIR/lib and DIR/etc instead of /var/lib/creto and /etc/creto
     #[arg(long, global = true, value_name = "DIR", env = "CRETO_ROOT")]

@@ -58,6 +58,9 @@ struct Seen {
     changed: (i64, i64),
 }
 
+/// A file, and what it says or why it is not taken.
+pub type Listed = (PathBuf, Result<Entry, String>);
+
 /// What a file says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -137,7 +140,7 @@ impl Registry {
     }
 
     /// What every file says now, or why it is not taken; by path.
-    pub fn list(&self) -> Result<Vec<(PathBuf, Result<Entry, String>)>, SourceError> {
+    pub fn list(&self) -> Result<Vec<Listed>, SourceError> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         self.refresh(&mut read).map_err(|e| SourceError::Broken(format!("{}: {e}", self.dir.display())))?;
         let mut files: Vec<_> = read.iter().map(|(path, file)| (path.clone(), file.content.clone())).collect();
