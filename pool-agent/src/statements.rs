@@ -74,8 +74,13 @@ pub fn list(root: &Path) -> Result<Vec<Kept>, StatementsError> {
 
 /// The one sandbox of that id; without a namespace, in whichever it is.
 pub fn find(root: &Path, id: &SandboxId, namespace: Option<&Namespace>) -> Result<Kept, StatementsError> {
-    let fits = |kept: &Kept| kept.id == *id && namespace.is_none_or(|namespace| kept.namespace == *namespace);
-    let mut found: Vec<_> = list(root)?.into_iter().filter(fits).collect();
+    let here = |(found, dir): (Namespace, PathBuf)| {
+        let dir = dir.join(id.to_string());
+        let fits = namespace.is_none_or(|namespace| found == *namespace) && dir.is_dir();
+        fits.then(|| Kept { namespace: found, id: id.clone(), dir })
+    };
+    let mut found: Vec<_> = entries(root)?.into_iter().filter_map(here).collect();
+    found.sort();
     match (found.pop(), found.is_empty()) {
         (Some(kept), true) => Ok(kept),
         (None, _) => {

@@ -122,7 +122,7 @@ pub(super) fn run(verb: Verb, root: &Root, out: &mut dyn Write) -> Result<(), At
                 return Ok(output::json(out, &decoded(&envelope)?)?);
             }
             out.write_all(&envelope)?;
-            Ok(if envelope.ends_with(b"\n") { () } else { writeln!(out)? })
+            Ok(writeln!(out)?)
         }
         Verb::Verify(asked) => verify_one(asked, root, out),
     }
@@ -204,7 +204,7 @@ fn find(what: &str, namespace: Option<&Namespace>, root: &Root) -> Result<Found,
         return statements::bounded(io::stdin().lock()).map(Found::Alone).map_err(AttestationError::Stdin);
     }
     let path = Path::new(what);
-    if path.is_file() {
+    if path.exists() && !path.is_dir() {
         return Ok(Found::Alone(statements::read(path)?));
     }
     let id = what.parse().map_err(|_| AttestationError::Neither(what.to_owned()))?;

@@ -133,7 +133,7 @@ impl When {
 pub enum AuditError {
     #[error(transparent)]
     Node(#[from] NodeError),
-    #[error("the node's keys")]
+    #[error("the node's keys, which only their owner may use, most often root")]
     Keyring(#[from] KeyError),
     #[error("the node's public keys")]
     Jwks(#[from] BadJwkSet),
@@ -155,6 +155,8 @@ pub enum AuditError {
         #[source]
         why: NoteError,
     },
+    #[error("the record is empty: there is nothing to sign")]
+    Empty,
     #[error("there is no event at position {position}: the record has {size}")]
     NoSuchEvent { position: u64, size: u64 },
     #[error("the record was tampered with: {0} findings")]
@@ -205,9 +207,8 @@ pub(super) fn run(verb: Verb, root: &Root, out: &mut dyn Write) -> Result<(), Au
         Verb::Export { format: Format::Ocsf, from } => drop(opened.ledger.export(from, out)?),
         Verb::Prove { position, json } => prove(&mut opened, position, json, now, out)?,
         Verb::Head => {
-            if let Some(head) = opened.seal(now)? {
-                write!(out, "{head}")?;
-            }
+            let head = opened.seal(now)?.ok_or(AuditError::Empty)?;
+            write!(out, "{head}")?;
         }
     }
     // Whoever investigates gets what there is, and is told what there is not.

@@ -74,7 +74,7 @@ pub enum KeysError {
     Unknown(KeyVersion),
     #[error("no key of the set signs: it is not a node's own")]
     NoneActive,
-    #[error("the node's keys")]
+    #[error("the node's keys, which only their owner may use, most often root")]
     Keyring(#[from] KeyError),
     #[error(transparent)]
     Node(#[from] NodeError),

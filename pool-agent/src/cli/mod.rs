@@ -26,7 +26,7 @@ use crate::node::Root;
 #[command(name = "creto-runtime-cli", version)]
 pub struct Cli {
     /// Where the node's things lie: DIR/lib and DIR/etc instead of /var/lib/creto and /etc/creto
-    #[arg(long, global = true, value_name = "DIR", env = "CRETO_ROOT")]
+    #[arg(long, global = true, value_name = "DIR", env = "CRETO_ROOT", display_order = 900)]
     root: Option<PathBuf>,
     #[command(subcommand)]
     noun: Noun,
@@ -97,7 +97,8 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !is_closed_pipe(&error) {
-                let _ = writeln!(io::stderr(), "Error: {}", chain(&error));
+                let text: Vec<_> = chain(&error).lines().map(output::plain).collect();
+                let _ = writeln!(io::stderr(), "Error: {}", text.join("\n"));
             }
             ExitCode::FAILURE
         }

@@ -62,6 +62,8 @@ fn an_untouched_record_is_intact_and_what_is_not_proven_is_said() {
     let said = node.run(&["audit", "verify", "--json", "--head", head.to_str().unwrap()]).json();
     assert_eq!((&said["intact"], &said["size"], &said["holes"]), (&true.into(), &7.into(), &Value::Array(Vec::new())));
     fs::write(&head, "no head").unwrap();
+    let error = Node::new().run(&["audit", "head"]).bad(1);
+    assert!(error.contains("the record is empty"), "{error}");
     let error = node.run(&["audit", "verify", "--head", head.to_str().unwrap()]).bad(1);
     assert!(error.contains("as `audit head` prints it"), "{error}");
 }
