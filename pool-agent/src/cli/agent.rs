@@ -1,17 +1,17 @@
 //! `agent`: who may have sandboxes on this node, as files in agents.d (`trust::identity::registry` says what is in them), and
 //! the agents' side of it for trying things out: a key, a token.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
-use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, TomlError, value};
+use toml_edit::TomlError;
 use trust::clock::{Clock, SystemClock};
-use trust::digest::Digest;
 use trust::id::{AgentId, BackendName, PolicyName};
 use trust::identity::mint::{AgentSecret, MintError};
 use trust::identity::registry::{Entry, Registry, Status};
@@ -20,10 +20,8 @@ use trust::keys::jwks::{BadJwk, BadJwkSet, Jwk, JwkSet, PublicKey};
 use zeroize::Zeroizing;
 
 use super::output;
+use crate::agents;
 use crate::node::{Node, NodeError, Root};
-
-/// The readable part of a file's name has at most so many bytes.
-const NAME_BYTES: usize = 64;
 
 /// What can be done with agents.
 #[derive(Debug, Subcommand)]
@@ -182,8 +180,8 @@ fn add(asked: &Add, dir: &Path, out: &mut dyn Write) -> Result<(), AgentError> {
         return Err(exists(path));
     }
     fs::create_dir_all(dir).map_err(file("making", dir))?;
-    let path = dir.join(file_name(&asked.id));
-    let text = entry(asked, &jwks);
+    let path = dir.join(agents::file_name(&asked.id));
+    let text = agents::text(&asked.id, asked.backends.as_deref(), asked.policy.as_ref(), &jwks);
     let fresh = written(dir, text.as_bytes(), 0o644).map_err(file("writing into", dir))?;
     match fresh.persist_noclobber(&path) {
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => return Err(exists(path)),
@@ -215,45 +213,9 @@ fn public_keys(path: &Path) -> Result<Vec<Jwk>, AgentError> {
     if keys.is_empty() { Err(AgentError::NotEd25519(named())) } else { Ok(keys) }
 }
 
-/// What is written down of an agent.
-fn entry(asked: &Add, jwks: &[Jwk]) -> String {
-    let mut text = DocumentMut::new();
-    text["spiffe_id"] = value(asked.id.to_string());
-    text["status"] = value("enabled");
-    if let Some(backends) = &asked.backends {
-        text["backends"] = value(backends.iter().map(ToString::to_string).collect::<toml_edit::Array>());
-    }
-    if let Some(policy) = &asked.policy {
-        text["default_policy"] = value(policy.to_string());
-    }
-    let mut keys = ArrayOfTables::new();
-    for jwk in jwks {
-        let mut key = Table::new();
-        for (name, member) in
-            [("kty", Some(&jwk.kty)), ("crv", jwk.crv.as_ref()), ("x", jwk.x.as_ref()), ("kid", jwk.kid.as_ref())]
-        {
-            if let Some(member) = member {
-                key[name] = value(member);
-            }
-        }
-        keys.push(key);
-    }
-    text["keys"] = Item::ArrayOfTables(keys);
-    text.to_string()
-}
-
-/// One name per agent: the end of its path for people, a digest so that no two meet, and never hidden.
-fn file_name(id: &AgentId) -> String {
-    let text = id.to_string();
-    let last = text.rsplit('/').next().unwrap_or_default().trim_start_matches('.');
-    // A SPIFFE ID is ASCII, so any byte is a boundary.
-    let readable = &last[..last.len().min(NAME_BYTES)];
-    format!("{readable}-{}.toml", &Digest::of(text.as_bytes()).hex()[..12]).trim_start_matches('-').to_owned()
-}
-
 /// A synced file beside its place; hidden, so that the registry does not read it.
 fn written(dir: &Path, bytes: &[u8], mode: u32) -> io::Result<NamedTempFile> {
-    let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+    let permissions = Permissions::from_mode(mode & 0o777);
     let mut fresh = tempfile::Builder::new().prefix(".new-").permissions(permissions).tempfile_in(dir)?;
     fresh.write_all(bytes)?;
     fresh.as_file().sync_all()?;
@@ -317,23 +279,13 @@ fn revoke(id: &AgentId, dir: &Path, out: &mut dyn Write) -> Result<(), AgentErro
     }
     for (path, _) in &files {
         let text = fs::read_to_string(path).map_err(file("reading", path))?;
-        let text = revoked(&text).map_err(|why| AgentError::Toml { path: path.clone(), why })?;
-        let fresh = written(dir, text.as_bytes(), 0o644).map_err(file("writing into", dir))?;
+        let mode = fs::metadata(path).map_err(file("looking at", path))?.permissions().mode();
+        let text = agents::revoked(&text).map_err(|why| AgentError::Toml { path: path.clone(), why })?;
+        let fresh = written(dir, text.as_bytes(), mode).map_err(file("writing into", dir))?;
         fresh.persist(path).map_err(|error| file("replacing", path)(error.error))?;
     }
     sync(dir).map_err(file("syncing", dir))?;
     Ok(writeln!(out, "agent {id} gets no new sandbox; those that run go on until they are stopped")?)
-}
-
-/// The same file, but revoked; what the operator wrote beside it stays.
-fn revoked(text: &str) -> Result<String, TomlError> {
-    let mut text: DocumentMut = text.parse()?;
-    let mut status = toml_edit::Value::from("revoked");
-    if let Some(before) = text.get("status").and_then(Item::as_value) {
-        *status.decor_mut() = before.decor().clone();
-    }
-    text["status"] = Item::Value(status);
-    Ok(text.to_string())
 }
 
 fn keygen(path: &Path, out: &mut dyn Write) -> Result<(), AgentError> {
@@ -364,37 +316,4 @@ fn token(asked: &Token, root: &Root, out: &mut dyn Write) -> Result<(), AgentErr
     let now = SystemClock.timestamp();
     let token = secret.token(&asked.id, &audience, asked.kid.as_deref(), now, asked.lifetime)?;
     Ok(writeln!(out, "{token}")?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_agent_has_a_file_name_of_its_own_that_the_registry_reads() {
-        let name = |id: &str| file_name(&id.parse().unwrap());
-        assert!(name("spiffe://example.org/agents/research").starts_with("research-"));
-        assert_ne!(name("spiffe://example.org/a/x"), name("spiffe://example.org/b/x"));
-        for id in ["spiffe://d/...", "spiffe://d/.hidden", &format!("spiffe://d/{}", "p".repeat(2000))] {
-            let name = name(id);
-            assert!(name.len() <= 255 && !name.starts_with(['.', '-']) && name.ends_with(".toml"), "{name}");
-        }
-    }
-
-    #[test]
-    fn revoking_changes_one_word_of_the_operators_file() {
-        for (before, after) in [
-            (
-                "a = 1 # x\nstatus = \"enabled\"  # since May\n[[keys]]\n",
-                "a = 1 # x\nstatus = \"revoked\"  # since May\n[[keys]]\n",
-            ),
-            (
-                "# ours\na = 1\n\n[[keys]] # old\nx = \"y\"\n",
-                "# ours\na = 1\nstatus = \"revoked\"\n\n[[keys]] # old\nx = \"y\"\n",
-            ),
-        ] {
-            assert_eq!(revoked(before).unwrap(), after);
-        }
-        assert!(revoked("status =").is_err());
-    }
 }

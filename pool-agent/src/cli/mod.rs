@@ -26,7 +26,7 @@ use crate::node::Root;
 #[command(name = "creto-runtime-cli", version)]
 pub struct Cli {
     /// Where the node's things lie: DIR/lib and DIR/etc instead of /var/lib/creto and /etc/creto
-    #[arg(long, global = true, value_name = "DIR", env = "CRETO_ROOT", display_order = 900)]
+    #[arg(long, global = true, value_name = "DIR", env = "CRETO_ROOT", hide_env_values = true, display_order = 900)]
     root: Option<PathBuf>,
     #[command(subcommand)]
     noun: Noun,

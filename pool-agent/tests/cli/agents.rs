@@ -40,7 +40,10 @@ fn an_added_agents_token_is_taken_and_a_revoked_agent_is_not() {
 
     let list = node.run(&["agent", "list"]).good();
     assert!(list.contains(AGENT) && list.contains("enabled") && list.contains("gvisor,kata"), "{list}");
+    let file = fs::read_dir(node.path("etc/agents.d")).unwrap().next().unwrap().unwrap().path();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     node.run(&["agent", "revoke", AGENT]).good();
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600, "as the operator had it");
     assert!(matches!(registry.find(&agent()), Err(SourceError::Revoked(..))));
     assert_eq!(node.run(&["agent", "list", "--json"]).json()[0]["status"], "revoked");
     node.run(&["agent", "revoke", AGENT]).good(); // it stays so

@@ -91,6 +91,22 @@ fn a_changed_record_is_found_and_what_there_is_can_still_be_searched() {
 }
 
 #[test]
+fn a_record_written_anew_is_betrayed_by_a_head_that_was_kept_elsewhere() {
+    let node = node();
+    let head = node.path("head");
+    fs::write(&head, node.run(&["audit", "head"]).good()).unwrap();
+    for name in ["audit.db", "audit.db-wal", "audit.db-shm"] {
+        let _ = fs::remove_file(node.path("lib").join(name)); // SQLite may have removed the latter two itself
+    }
+    node.record("one", vec![Event::SandboxStarted { pid: Some(7) }, denied("good.example"), Event::SandboxDeleted {}]);
+    node.record("two", vec![Event::SandboxDeleted {}, Event::SandboxDeleted {}]);
+    node.run(&["audit", "verify"]).good();
+    let ran = node.run(&["audit", "verify", "--head", head.to_str().unwrap()]);
+    assert!(ran.out.contains("the tree head of size 5 differs"), "{}", ran.out);
+    ran.bad(1);
+}
+
+#[test]
 fn the_record_is_exported_from_where_the_collector_is() {
     let node = node();
     let lines = |from: &str| node.run(&["audit", "export", "--format", "ocsf", "--from", from]).good();
