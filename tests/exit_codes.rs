@@ -3,7 +3,7 @@
 use crate::harness::Node;
 
 /// Says `up`, then waits for TERM and leaves with 9.
-const LEAVES_ON_TERM: [&str; 3] = ["sh", "-c", "trap 'exit 9' TERM; echo up; while :; do usleep 10000; done"];
+pub const LEAVES_ON_TERM: [&str; 3] = ["sh", "-c", "trap 'exit 9' TERM; echo up; while :; do usleep 10000; done"];
 
 #[test]
 fn ctr_run_ends_with_the_status_of_the_workload() {

@@ -4,16 +4,19 @@
 
 mod harness;
 
+mod attestation;
 mod checkpoint_restore;
 mod configs;
 mod containerd_restart;
 mod containerd_versions;
+mod control_fallback;
 mod delegate;
 mod delegate_kata;
 mod events;
 mod exit_codes;
 mod failed_create;
 mod hardening;
+mod identity;
 mod kata_habits;
 mod killed_shim;
 mod many_at_once;
@@ -26,4 +29,5 @@ mod pod;
 mod quickstart;
 mod rootfs;
 mod run_exec_attach;
+mod secrets;
 mod stdio;

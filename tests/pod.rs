@@ -4,9 +4,11 @@ use crate::harness::events::Events;
 use crate::harness::process::Finished;
 use crate::harness::{Node, wait_until};
 
-const POD: [&str; 4] =
+/// The container that a pod begins with.
+pub const POD: [&str; 4] =
     ["--annotation", "io.kubernetes.cri.container-type=sandbox", "--annotation", "io.kubernetes.cri.sandbox-id=pod"];
-const MEMBER: [&str; 4] =
+/// A further container of that pod.
+pub const MEMBER: [&str; 4] =
     ["--annotation", "io.kubernetes.cri.container-type=container", "--annotation", "io.kubernetes.cri.sandbox-id=pod"];
 
 fn with_pod() -> Node {

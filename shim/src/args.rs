@@ -134,6 +134,8 @@ pub fn is_identifier(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn parse(line: &str) -> Result<Args, BadArgs> {
@@ -173,6 +175,51 @@ mod tests {
         ] {
             let error = parse(line).unwrap_err().to_string();
             assert!(error.contains(expected), "{line}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_command_line_a_call_names_only_directories_of_its_own(
+            argv in prop::collection::vec(
+                prop_oneof![
+                    crate::arbitrary::text(),
+                    prop::sample::select(vec!["-namespace", "--id", "-address=", "start", "delete", "-v=0", "-debug", "ns", "-"])
+                        .prop_map(str::to_owned),
+                ]
+                .prop_map(OsString::from),
+                0..8,
+            )
+        ) {
+            if let Ok(Args::Start(call) | Args::Delete(call) | Args::Serve(call)) = Args::parse(argv) {
+                for name in [&call.namespace, &call.id] {
+                    prop_assert!(is_identifier(name) && !name.contains('/') && !name.contains("..") && name.len() <= 76);
+                }
+            }
+        }
+
+        #[test]
+        fn what_go_would_write_is_read_back_in_whatever_order(
+            id in crate::arbitrary::identifier(),
+            namespace in crate::arbitrary::identifier(),
+            address in "/[ -~]{0,30}",
+            spellings in prop::array::uniform3((any::<bool>(), any::<bool>())),
+            order in Just([0, 1, 2]).prop_shuffle(),
+        ) {
+            prop_assume!(id.len() <= 76 && namespace.len() <= 76);
+            let flags = [("id", &id), ("namespace", &namespace), ("address", &address)];
+            let mut argv = Vec::new();
+            for flag in order {
+                let ((name, value), (twice, inline)) = (flags[flag], spellings[flag]);
+                let dashes = if twice { "--" } else { "-" };
+                match inline {
+                    true => argv.push(format!("{dashes}{name}={value}")),
+                    false => argv.extend([format!("{dashes}{name}"), value.clone()]),
+                }
+            }
+            argv.push("delete".into());
+            let call = Call { namespace, id, address, ..Call::default() };
+            prop_assert_eq!(Args::parse(argv.into_iter().map(OsString::from)), Ok(Args::Delete(call)));
         }
     }
 }

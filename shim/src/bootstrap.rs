@@ -53,7 +53,7 @@ impl Address {
             let result = BootstrapResult::parse_from_bytes(reply).unwrap_or_default();
             (result.address, result.version as u32, result.protocol)
         };
-        if !socket.starts_with(SCHEME) {
+        if !socket.starts_with(SCHEME) || socket.contains(['\n', '\0']) {
             return Err(format!("{text:?} names no address"));
         }
         match (protocol.as_str(), api) {
@@ -65,12 +65,14 @@ impl Address {
 
     /// The socket's file.
     pub fn path(&self) -> &Path {
-        Path::new(self.socket.trim_start_matches("unix://"))
+        Path::new(self.socket.strip_prefix("unix://").unwrap_or(&self.socket))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -113,5 +115,58 @@ mod tests {
     #[test]
     fn the_reply_is_one_bare_line() {
         assert_eq!(reply("/run/containerd/s/abc"), "unix:///run/containerd/s/abc");
+    }
+
+    proptest! {
+        #[test]
+        fn parameters_are_those_of_this_call_or_none(
+            bytes in crate::arbitrary::bytes(),
+            (id, namespace) in (crate::arbitrary::text(), crate::arbitrary::text()),
+            (other, address) in (crate::arbitrary::text(), crate::arbitrary::text()),
+        ) {
+            if let Some(read) = params(&bytes, &namespace, &id) {
+                prop_assert_eq!((&read.instance_id, &read.namespace), (&id, &namespace));
+            }
+            let sent = BootstrapParams {
+                instance_id: id.clone(),
+                namespace: namespace.clone(),
+                containerd_ttrpc_address: address,
+                ..Default::default()
+            };
+            let whole = sent.write_to_bytes().unwrap();
+            prop_assert_eq!(params(&whole, &namespace, &id), Some(sent));
+            prop_assert_eq!(params(&whole, &namespace, &other).is_some(), other == id);
+            for cut in 0..whole.len() {
+                let _ = params(&whole[..cut], &namespace, &id); // an error or a prefix, never a panic
+            }
+        }
+
+        #[test]
+        fn a_reply_is_a_socket_s_address_or_an_error(bytes in prop_oneof![
+            crate::arbitrary::bytes(),
+            crate::arbitrary::text().prop_map(|text| format!("unix://{text}").into_bytes()),
+            crate::arbitrary::altered(serde_json::json!({"version": 3, "address": "unix:///s", "protocol": "ttrpc"}))
+                .prop_map(|json| json.to_string().into_bytes()),
+        ]) {
+            if let Ok(Address { socket, api }) = Address::parse(&bytes) {
+                prop_assert!(socket.starts_with("unix://") && (api == 2 || api == 3));
+                prop_assert!(!socket.contains(['\n', '\0']), "{socket:?} is more than an address");
+            }
+        }
+
+        #[test]
+        fn an_address_is_the_same_in_every_dialect(path in "/[!-~]{1,60}", api in 2_i32..=3) {
+            let address = format!("unix://{path}");
+            let json = serde_json::json!({"version": api, "address": address, "protocol": "ttrpc"}).to_string();
+            let result = BootstrapResult {
+                version: api, address: address.clone(), protocol: "ttrpc".into(), ..Default::default()
+            };
+            let expected = Address { socket: address, api: api as u32 };
+            prop_assert_eq!(expected.path(), Path::new(&path));
+            prop_assert_eq!(&Address::parse(json.as_bytes()), &Ok(Address { socket: expected.socket.clone(), ..expected }));
+            prop_assert_eq!(&Address::parse(&result.write_to_bytes().unwrap()), &Ok(Address { socket: expected.socket.clone(), ..expected }));
+            let bare = reply(&path);
+            prop_assert_eq!(Address::parse(bare.as_bytes()), Ok(Address { socket: expected.socket, api: 2 }));
+        }
     }
 }

@@ -167,13 +167,14 @@ impl Bound {
         Ok(vec![made, issued])
     }
 
-    /// The sandbox starts: a new statement, if the fence is another than the one that was attested.
-    pub fn starts(&self, fence: Option<Fence>) -> Result<(), TaskError> {
-        if self.state().current.as_ref().is_some_and(|current| current.fence == fence) {
-            return Ok(());
+    /// The workload may run from here on: a new statement before, if the fence is another than the one that was attested.
+    pub fn starts(&self, fence: Option<Fence>, pid: i32) -> Result<(), TaskError> {
+        let mut events = Vec::new();
+        if self.state().current.as_ref().is_none_or(|current| current.fence != fence) {
+            events.push(self.issue(fence)?);
         }
-        let issued = self.issue(fence)?;
-        self.record(vec![issued]);
+        events.push(Event::SandboxStarted { pid: u32::try_from(pid).ok() });
+        self.record(events);
         Ok(())
     }
 

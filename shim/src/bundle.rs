@@ -58,6 +58,8 @@ pub fn write(spec: &Value, bundle: &Path) -> Result<(), TaskError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn read_text(text: &str) -> Result<Value, String> {
@@ -73,6 +75,36 @@ mod tests {
         {
             let error = read_text(text).unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    /// What a client writes when it writes well.
+    fn good() -> Value {
+        json!({
+            "ociVersion": "1.2.0",
+            "process": {"args": ["sh"], "env": ["PATH=/bin", "A=b"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+            "root": {"path": "rootfs", "readonly": true},
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc", "options": ["ro", "bind"]}],
+            "annotations": {"io.kubernetes.cri.container-type": "sandbox"},
+            "linux": {"resources": {"memory": {"limit": 1}}, "namespaces": [{"type": "pid"}]},
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_spec_is_read_with_an_absolute_root_or_refused(text in prop_oneof![
+            crate::arbitrary::altered(good()).prop_map(|spec| spec.to_string()),
+            crate::arbitrary::json().prop_map(|spec| spec.to_string()),
+            crate::arbitrary::text(),
+        ]) {
+            match read_text(&text) {
+                Ok(spec) => {
+                    let root = spec.pointer("/root/path").and_then(Value::as_str).map(Path::new);
+                    prop_assert!(root.is_some_and(Path::is_absolute), "{spec}");
+                    let _ = (find_program(&spec), find_mounts(&spec)); // whatever they say, they come back
+                }
+                Err(error) => prop_assert!(error.starts_with("config.json: "), "{error}"),
+            }
         }
     }
 }

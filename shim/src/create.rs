@@ -24,7 +24,7 @@ use crate::hooks::{Hooks, Moment};
 use crate::request::SandboxRequest;
 use crate::task::{Exit, Input, Phase};
 use crate::tasks::{Key, Pod, Process};
-use crate::{attest, bundle, cgroup, exec, harden, mounts, options, paths, stdio};
+use crate::{attest, bundle, cgroup, exec, harden, mounts, options, paths, stdio, sys};
 
 /// The status of a process that could not be started.
 const NOT_STARTED: u32 = 255;
@@ -56,6 +56,7 @@ pub async fn create(pod: &Arc<Pod>, req: CreateTaskRequest) -> Result<u32, TaskE
     let event = ev::TaskCreate { container_id: req.id, bundle: req.bundle, pid: pid as u32, ..Default::default() };
     pod.events.publish("/tasks/create", &event);
     pod.heed(key)?;
+    sys::give_memory_back();
     Ok(pid as u32)
 }
 
@@ -174,17 +175,13 @@ pub async fn start(pod: &Arc<Pod>, key: &Key) -> Result<u32, TaskError> {
 async fn start_init(pod: &Arc<Pod>, key: &Key) -> Result<(), TaskError> {
     let bundle = pod.bundle(&key.id);
     let saved = checkpoint(&bundle);
-    let (bound, begins) = (pod.bound(), pod.begins_with(&key.id));
-    if let Some(bound) = bound.as_ref().filter(|_| begins) {
+    let (hooks, pid) = pod.with(key, |p| (p.hooks.clone(), p.pid))?;
+    if let Some(bound) = pod.bound().filter(|_| pod.begins_with(&key.id)) {
         // ctr --cni and nerdctl wire the network between Create and Start.
-        bound.starts(attest::fence(pod.with(key, |p| p.pid)?))?;
+        bound.starts(attest::fence(pid), pid)?;
     }
     pod.backend()?.start(&key.id, saved.exists().then_some(saved.as_path())).await?;
     let _ = fs::remove_dir_all(&saved); // most have none
-    let (hooks, pid) = pod.with(key, |p| (p.hooks.clone(), p.pid))?;
-    if let Some(bound) = bound.filter(|_| begins) {
-        bound.record(vec![Event::SandboxStarted { pid: u32::try_from(pid).ok() }]);
-    }
     after(&hooks, Moment::Started, pid, &bundle).await;
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use containerd_shim_protos::api::ExecProcessRequest;
 use containerd_shim_protos::events::task as ev;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use trust::audit::Event;
 
@@ -18,7 +18,7 @@ use crate::task::Phase;
 use crate::tasks::{Key, Pod, Process};
 
 /// The part of an OCI process (`process` in config.json) that an exec needs.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExecProcess {
     /// Program and arguments.
@@ -43,7 +43,7 @@ pub struct ExecProcess {
 }
 
 /// `process.user` of config.json.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct User {
     /// User id inside the container.
@@ -117,6 +117,9 @@ pub async fn start(pod: &Arc<Pod>, key: &Key) -> Result<(), TaskError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -132,6 +135,20 @@ mod tests {
             let spec = Any { value: json.into(), ..Default::default() };
             let error = ExecProcess::parse(&spec, None).unwrap_err().to_string();
             assert!(error.contains(expected), "{json}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_process_that_is_accepted_has_a_program_and_known_capabilities(spec in crate::arbitrary::altered(json!({
+            "args": ["sh", "-c"], "env": ["A=b"], "cwd": "/", "user": {"uid": 0, "gid": 0, "additionalGids": [1]},
+            "capabilities": {"bounding": ["CAP_KILL"], "ambient": []}, "noNewPrivileges": true, "terminal": true,
+        }))) {
+            let spec = Any { value: spec.to_string().into_bytes(), ..Default::default() };
+            match ExecProcess::parse(&spec, None) {
+                Ok(process) => prop_assert!(!process.args.is_empty() && process.capabilities.masks().is_ok()),
+                Err(error) => prop_assert!(error.to_string().starts_with("the exec's process spec: "), "{error}"),
+            }
         }
     }
 }

@@ -117,6 +117,8 @@ impl Hook {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[tokio::test(flavor = "current_thread")]
@@ -140,5 +142,29 @@ mod tests {
         let bad = Hooks::take(&mut json!({"hooks": {"poststart": [{}]}}), "c1", Path::new("/b")).unwrap_err();
         assert!(bad.to_string().contains("hooks.poststart"), "{bad}");
         reaping.abort();
+    }
+
+    proptest! {
+        #[test]
+        fn no_hook_that_we_run_is_left_to_runsc(spec in crate::arbitrary::altered(json!({
+            "ociVersion": "1.2.0", "annotations": {"a": "b"},
+            "hooks": {
+                "prestart": [{"path": "/h", "args": ["h"], "env": ["A=b"], "timeout": 3}],
+                "createRuntime": [{"path": "/h"}], "poststart": [{"path": "/h"}], "poststop": [{"path": "/h"}],
+                "createContainer": [{"path": "/theirs"}],
+            },
+        }))) {
+            let (mut left, before) = (spec.clone(), spec);
+            match Hooks::take(&mut left, "c1", Path::new("/bundle")) {
+                Ok(_) => {
+                    for ours in ["prestart", "createRuntime", "poststart", "poststop"] {
+                        prop_assert!(left.pointer(&format!("/hooks/{ours}")).is_none(), "{before} {left}");
+                    }
+                    let theirs = "/hooks/createContainer";
+                    prop_assert_eq!(left.pointer(theirs), before.pointer(theirs));
+                }
+                Err(error) => prop_assert!(error.to_string().starts_with("config.json: hooks."), "{error}"),
+            }
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! containerd-shim-creto-v2. `start`, `delete` and `-info` answer and leave; without an action it serves one pod until it
 //! is empty.
 
+#[cfg(test)]
+mod arbitrary;
 mod args;
 mod attest;
 mod backend;

@@ -140,6 +140,8 @@ fn config(bytes: &[u8]) -> Result<(String, Vec<u8>), containerd_shim_protos::pro
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn any(type_url: &str, value: Vec<u8>) -> Any {
@@ -198,5 +200,46 @@ mod tests {
         }
         let error = read_any(&any("x.Options", vec![])).unwrap_err();
         assert!(error.contains("x.Options") && error.contains("runtimeoptions.v1.Options"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn options_are_understood_or_refused_by_name(
+            type_url in prop_oneof![
+                prop::sample::select(vec![
+                    "containerd.runc.v1.Options", "containerd.linux.runc.CreateOptions", "runtimeoptions.v1.Options", "",
+                    "types.containerd.io/containerd.runc.v1.Options",
+                ]).prop_map(str::to_owned),
+                crate::arbitrary::text(),
+            ],
+            value in prop_oneof![
+                crate::arbitrary::bytes(),
+                (0_u8..24, 0_u8..6, crate::arbitrary::bytes()).prop_map(|(number, kind, mut rest)| {
+                    rest.insert(0, number << 3 | kind);
+                    rest
+                }),
+            ],
+        ) {
+            if let Err(error) = read_any(&any(&type_url, value)) {
+                prop_assert!(error.starts_with("task options") || error.contains(": "), "{error}");
+            }
+        }
+
+        #[test]
+        fn a_configuration_s_path_is_read_as_it_is_written(path in "/[^\\x00]{0,40}") {
+            let written = runtime_options(Path::new(&path));
+            prop_assert_eq!(config(&written.value).unwrap(), (path, Vec::new()));
+        }
+
+        #[test]
+        fn runc_s_options_keep_what_has_a_meaning(cgroup in "(/[a-z]{1,8}){0,3}", uid in prop::num::u32::ANY, gid in prop::num::u32::ANY, systemd in prop::bool::ANY) {
+            let sent = oci::Options {
+                shim_cgroup: cgroup.clone(), io_uid: uid, io_gid: gid, systemd_cgroup: systemd, ..Default::default()
+            };
+            let (_, read) = read_any(&any("containerd.runc.v1.Options", sent.write_to_bytes().unwrap())).unwrap();
+            prop_assert_eq!(read.shim_cgroup, (!cgroup.is_empty()).then(|| PathBuf::from(&cgroup)));
+            prop_assert_eq!(read.io_owner.unwrap_or_default(), (uid, gid));
+            prop_assert_eq!(read.systemd_cgroup, systemd);
+        }
     }
 }

@@ -75,6 +75,8 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -108,6 +110,24 @@ mod tests {
         ] {
             let found = find(root, program, &[env.to_owned()], cwd, &["/volume".to_owned()]);
             assert_eq!(found, expected, "{program} {env} {cwd}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))] // each makes a directory
+
+        #[test]
+        fn what_the_rootfs_does_not_have_is_not_found_on_the_host(
+            program in prop_oneof![crate::arbitrary::text(), "(/|[.]{1,2}/){0,6}(bin|usr/bin)/(sh|env|link)"],
+            path in "((/|[.]{1,2}/){0,4}(bin|usr/bin)?:?){0,3}",
+            cwd in prop_oneof![crate::arbitrary::text(), "(/|[.]{1,2}/){0,4}(bin)?"],
+            target in "(/|[.]{1,2}/){0,6}(bin/sh|proc/self/exe)",
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir(dir.path().join("bin")).unwrap();
+            symlink(target, dir.path().join("bin/link")).unwrap();
+            let env = [format!("PATH={path}")];
+            prop_assert!(find(dir.path(), &program, &env, &cwd, &[]).is_err());
         }
     }
 }

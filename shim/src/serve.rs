@@ -27,6 +27,7 @@ pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
     let listener = UnixListener::from(sys::inherited_listener().map_err(|_| "start it with the `start` action")?);
     listener.set_nonblocking(true)?;
     crate::log::to_bundle(call.bundle.as_deref().unwrap_or(Path::new(".")), call.debug);
+    sys::share_one_heap();
     sys::become_subreaper()?;
     let group = std::env::var("CRETO_SHIM_GROUP").unwrap_or_else(|_| call.id.clone());
     let socket = std::env::var_os("CRETO_SHIM_SOCKET").map(PathBuf::from);

@@ -190,7 +190,7 @@ mod tests {
         let place = Place { dir: dir.to_owned(), namespace: "ns".into(), group: "c1".into() };
         let pod = Pod::new(place, Events::new(None, "ns".into()));
         if let Given::In(phase) = given {
-            pod.adopt(Gvisor::open(pod.place.clone(), None).unwrap());
+            pod.adopt(Gvisor::open(pod.place.clone(), None, Default::default()).unwrap());
             let mut process = Process::new(stdio::Request::default(), "/bundle".into());
             process.phase = phase;
             if let Phase::Stopped(exit) = phase {

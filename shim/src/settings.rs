@@ -43,6 +43,19 @@ pub struct GvisorSettings {
     pub runsc_path: Option<PathBuf>,
     /// Where the annotation `creto.dev/runsc-path` may point into.
     pub runsc_dirs: Vec<PathBuf>,
+    /// How running sandboxes are spoken to.
+    pub control: Control,
+}
+
+/// The ways into a running sandbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Control {
+    /// By its control socket; by the command line where the build of runsc does not answer there as expected.
+    #[default]
+    Auto,
+    /// By runsc's command line, always.
+    Cli,
 }
 
 /// A table `[delegates.NAME]`.
@@ -185,6 +198,8 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -194,6 +209,7 @@ mod tests {
             ("backned = \"gvisor\"", "backned"),
             ("[gvisor]\nrunsc = 1", "runsc_path"),
             ("[gvisor]\nrunsc_dirs = \"/opt\"", "runsc_dirs"),
+            ("[gvisor]\ncontrol = \"socket\"", "expected `auto` or `cli`"),
             ("[delegates.gvisor]\nshim = \"x\"", "delegates.gvisor"),
             ("[delegates.runc]\n", "shim"),
             ("[delegates.runc]\nshim = \"./bin/shim\"", "delegates.runc.shim"),
@@ -220,5 +236,35 @@ mod tests {
             none.knows(KATA) && !none.knows("runc"),
             "runc shares the host's kernel: only an operator may allow it"
         );
+    }
+
+    proptest! {
+        #[test]
+        fn settings_are_whole_or_an_error_that_names_their_origin(text in prop_oneof![
+            crate::arbitrary::text(),
+            prop::collection::vec(
+                prop_oneof![
+                    prop::sample::select(vec![
+                        "backend = \"gvisor\"", "backend = \"runc\"", "[gvisor]", "runsc_path = \"/r\"", "runsc_dirs = [\"/d\"]",
+                        "control = \"cli\"", "control = 1", "[delegates.runc]", "[delegates.\"../x\"]", "shim = \"s\"",
+                        "shim = \"./s\"", "config_path = \"c\"", "x = 1",
+                    ]).prop_map(str::to_owned),
+                    crate::arbitrary::text(),
+                ],
+                0..6,
+            ).prop_map(|lines| lines.join("\n")),
+        ]) {
+            match Settings::parse(&text, "origin") {
+                Ok(settings) => {
+                    prop_assert!(settings.knows(&settings.backend) && settings.knows(KATA));
+                    for (name, delegate) in &settings.delegates {
+                        prop_assert!(is_identifier(name) && name != GVISOR);
+                        let shim = &delegate.shim;
+                        prop_assert!(shim.is_absolute() || shim.components().count() == 1, "{shim:?} depends on a directory");
+                    }
+                }
+                Err(error) => prop_assert!(error.to_string().starts_with("origin: "), "{error}"),
+            }
+        }
     }
 }

@@ -16,6 +16,39 @@ pub fn become_subreaper() -> io::Result<()> {
     }
 }
 
+/// One heap for all threads: the few that are not ours (audit, file hashing) would each begin one of their own.
+#[cfg(target_env = "gnu")]
+pub fn share_one_heap() {
+    // SAFETY: mallopt(3) takes two integers; called before there is a second thread.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Gives back what a Create needed and nobody needs any more, the heap and the code: a node multiplies it by its sandboxes.
+/// Code that is called again is still in the page cache, at a minor fault for 64 KiB of it.
+#[cfg(target_env = "gnu")]
+pub fn give_memory_back() {
+    unsafe extern "C" {
+        // Of the linker: ld(1), "Source Code Reference".
+        static __executable_start: libc::c_char;
+        static etext: libc::c_char;
+    }
+    let (start, end) = (&raw const __executable_start, &raw const etext);
+    // SAFETY: malloc_trim(3) takes an integer. Between the two symbols lie the program's headers and code, mapped from its
+    // file and never written to, so that dropping the pages loses nothing: they are read again from the same file.
+    unsafe {
+        libc::malloc_trim(0);
+        libc::madvise(start.cast_mut().cast(), end.addr() - start.addr(), libc::MADV_DONTNEED);
+    }
+}
+
+/// Other C libraries do so by themselves, or not at all.
+#[cfg(not(target_env = "gnu"))]
+pub fn share_one_heap() {}
+
+/// The same.
+#[cfg(not(target_env = "gnu"))]
+pub fn give_memory_back() {}
+
 /// The listening socket that `start` handed over; call once, before any other descriptor is opened.
 pub fn inherited_listener() -> io::Result<OwnedFd> {
     // SAFETY: fcntl only inspects the number; it fails with EBADF where nothing was handed over.

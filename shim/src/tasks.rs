@@ -159,7 +159,7 @@ impl Pod {
         if self.begins_with(id) {
             let maker = asked.maker(settings)?;
             let bound = Arc::new(Bound::bind(&self.place, settings, asked, maker.name(), launch).await?);
-            let backend = backend::open(&maker, self.place.clone())?;
+            let backend = backend::open(&maker, self.place.clone(), settings)?;
             *self.sandbox() = Some(Sandbox { maker, backend, bound: Some(bound) });
         }
         let none = || TaskError::NotFound(format!("the sandbox of pod {}", self.place.group));

@@ -29,6 +29,8 @@ pub struct Setup {
     pub runsc: Runsc,
     /// Stands in for runsc: `Some` script, or an empty one for no runsc at all.
     pub instead_of_runsc: Option<&'static str>,
+    /// A method of the sandbox's control socket that this runsc has under another name, of the same length.
+    pub renamed: Option<[&'static str; 2]>,
     /// A tmpfs of so many KiB under containerd's state, where the bundles are.
     pub bundles_kib: Option<u32>,
     /// runtime.toml; none where it is empty.
@@ -92,12 +94,12 @@ impl Node {
     fn put_runsc(&self) {
         let place = self.path("bin/runsc");
         match self.setup.instead_of_runsc {
-            None => std::os::unix::fs::symlink(self.setup.runsc.bin().join("runsc"), place).unwrap(),
+            None => match self.setup.renamed {
+                None => std::os::unix::fs::symlink(self.setup.runsc.bin().join("runsc"), place).unwrap(),
+                Some(names) => put_program(&place, &parts::renamed(self.setup.runsc, names)),
+            },
             Some("") => {}
-            Some(script) => {
-                fs::write(&place, script).unwrap();
-                fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).unwrap();
-            }
+            Some(script) => put_program(&place, script.as_bytes()),
         }
     }
 
@@ -343,6 +345,11 @@ impl Drop for Node {
         let _ = umount2(&self.path("state"), MntFlags::MNT_DETACH);
         assert!(left.is_empty(), "the test left behind: {left:#?}\ncontainerd's log:\n{}", tail(&self.log()));
     }
+}
+
+fn put_program(place: &Path, program: &[u8]) {
+    fs::write(place, program).unwrap();
+    fs::set_permissions(place, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 fn tail(log: &str) -> String {

@@ -9,6 +9,7 @@ pub mod leaks;
 pub mod parts;
 pub mod process;
 pub mod terminal;
+pub mod trust;
 
 use std::time::{Duration, Instant};
 

@@ -49,6 +49,33 @@ impl Runsc {
     }
 }
 
+/// The program of a runsc in which a method of the control socket has another name on both of its ends: it gets along
+/// with itself, and to whoever calls the method by its own name it says what any build says of a method that it lacks.
+pub fn renamed(runsc: Runsc, [from, to]: [&str; 2]) -> Vec<u8> {
+    assert_eq!(from.len(), to.len(), "Go finds names by their place and length");
+    let mut program = std::fs::read(runsc.bin().join("runsc")).unwrap();
+    let (mut at, mut places) = (0, 0);
+    while let Some(found) = find(&program[at..], from.as_bytes()) {
+        program[at + found..][..to.len()].copy_from_slice(to.as_bytes());
+        at += found + to.len();
+        places += 1;
+    }
+    assert!(places > 1, "{from} is in runsc {places} times");
+    program
+}
+
+/// The bytes of a program are many: by their first one, then the rest.
+fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        at += bytes.get(at..)?.iter().position(|byte| *byte == part[0])?;
+        if bytes[at..].starts_with(part) {
+            return Some(at);
+        }
+        at += 1;
+    }
+}
+
 /// The busybox that the test image is made of.
 pub fn busybox() -> PathBuf {
     part_dir("busybox").join("bin/busybox")

@@ -16,6 +16,7 @@ use crate::error::TaskError;
 use crate::exec::ExecProcess;
 use crate::options::TaskOptions;
 use crate::request::Maker;
+use crate::settings::Settings;
 use crate::task::{Exit, Phase};
 use crate::tasks::Key;
 use crate::{paths, run_dir, stdio};
@@ -121,9 +122,9 @@ pub trait Backend: Send + Sync {
 }
 
 /// The backend that was chosen for a pod. Nothing is made yet.
-pub fn open(maker: &Maker, place: Place) -> Result<Arc<dyn Backend>, TaskError> {
+pub fn open(maker: &Maker, place: Place, settings: &Settings) -> Result<Arc<dyn Backend>, TaskError> {
     match maker {
-        Maker::Gvisor(runsc) => Ok(Arc::new(Gvisor::open(place, runsc.as_deref())?)),
+        Maker::Gvisor(runsc) => Ok(Arc::new(Gvisor::open(place, runsc.as_deref(), settings.gvisor.control)?)),
         Maker::Delegate(name, settings) => Ok(Arc::new(Delegate::open(place, name, settings)?)),
     }
 }

@@ -76,6 +76,8 @@ fn any<M: Message + MessageDyn>(metrics: &M) -> Result<Any, containerd_shim_prot
 /// controllers are version 1's.
 fn find(mounted: &Path, text: &str) -> Option<Cgroup> {
     let (mut dirs, mut unified) = (v1::Dirs::default(), None);
+    // A group outside our cgroup namespace has `/..` in its path: it is not visible from here.
+    let visible = |path: &PathBuf| path.components().all(|part| part != Component::ParentDir);
     for line in text.lines() {
         let mut parts = line.splitn(3, ':');
         let (Some(number), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
@@ -83,8 +85,12 @@ fn find(mounted: &Path, text: &str) -> Option<Cgroup> {
         };
         let path = path.trim_start_matches('/');
         match (number, controllers) {
-            ("0", "") => unified = Some(mounted.join(path)),
-            _ => controllers.split(',').for_each(|name| dirs.add(name, mounted.join(controllers).join(path))),
+            ("0", "") => unified = Some(mounted.join(path)).filter(visible),
+            _ => {
+                let dir = Some(mounted.join(controllers.trim_start_matches('/')).join(path)).filter(visible);
+                let all = dir.iter().flat_map(|dir| controllers.split(',').map(move |name| (name, dir)));
+                all.for_each(|(name, dir)| dirs.add(name, dir.clone()));
+            }
         }
     }
     if dirs.is_empty() { unified.map(Cgroup::V2) } else { Some(Cgroup::V1(dirs)) }
@@ -128,6 +134,8 @@ pub fn join(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -140,5 +148,57 @@ mod tests {
         assert_eq!(dirs.get("memory"), Some(Path::new("/c/memory/default/x")));
         assert_eq!(dirs.get("cpuacct"), Some(Path::new("/c/cpu,cpuacct/y")));
         assert_eq!(find(mounted, "garbage"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_control_group_is_below_where_the_trees_are_mounted(text in prop_oneof![
+            crate::arbitrary::text(),
+            prop::collection::vec(("[0-9]{0,2}", "(name=)?[a-z,/.]{0,12}", "[a-z/.]{0,16}"), 0..6).prop_map(|lines| {
+                lines.into_iter().map(|(n, controllers, path)| format!("{n}:{controllers}:{path}\n")).collect()
+            }),
+        ]) {
+            let mounted = Path::new("/c");
+            let dirs = match find(mounted, &text) {
+                None => vec![],
+                Some(Cgroup::V2(dir)) => vec![dir],
+                Some(Cgroup::V1(dirs)) => dirs.all().map(Path::to_owned).collect(),
+            };
+            for dir in dirs {
+                let inside = dir.components().all(|part| part != Component::ParentDir);
+                prop_assert!(dir.starts_with(mounted) && inside, "{text:?} leads to {dir:?}");
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))] // each makes a directory
+
+        #[test]
+        fn whatever_the_kernel_s_files_hold_there_are_metrics_with_every_part(text in prop_oneof![
+            crate::arbitrary::text(),
+            prop::collection::vec(("[a-z_0-9:]{0,10}", "[ =]", prop::num::u64::ANY), 0..5).prop_map(|lines| {
+                lines.into_iter().map(|(key, sep, value)| format!("{key}{sep}{value}\n")).collect()
+            }),
+            prop::sample::select(vec!["user 18446744073709551615", "8:0 Read 18446744073709551616", "max", "8:0 rbytes=-1"])
+                .prop_map(str::to_owned),
+        ]) {
+            let dir = tempfile::tempdir().unwrap();
+            for file in [
+                "cpuacct.stat", "cpuacct.usage", "cpuacct.usage_percpu", "cpu.stat", "memory.stat", "memory.oom_control",
+                "memory.usage_in_bytes", "blkio.throttle.io_serviced_recursive", "pids.max", "memory.current", "memory.max",
+                "memory.events", "io.stat",
+            ] {
+                fs::write(dir.path().join(file), &text).unwrap();
+            }
+            let mut dirs = v1::Dirs::default();
+            for controller in ["memory", "cpu", "cpuacct", "pids", "blkio"] {
+                dirs.add(controller, dir.path().to_owned());
+            }
+            for cgroup in [Cgroup::V1(dirs), Cgroup::V2(dir.path().to_owned())] {
+                prop_assert!(!cgroup.metrics().unwrap().value.is_empty());
+                let _ = cgroup.oom_kills();
+            }
+        }
     }
 }

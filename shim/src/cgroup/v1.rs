@@ -25,6 +25,11 @@ impl Dirs {
         self.0.is_empty()
     }
 
+    #[cfg(test)]
+    pub(super) fn all(&self) -> impl Iterator<Item = &Path> {
+        self.0.values().map(PathBuf::as_path)
+    }
+
     pub(super) fn get(&self, controller: &str) -> Option<&Path> {
         self.0.get(controller).map(PathBuf::as_path)
     }
@@ -62,8 +67,8 @@ fn cpu(dirs: &Dirs) -> CPUStat {
     let (ticks, throttled) = (keyed(&dirs.file("cpuacct", "cpuacct.stat")), keyed(&dirs.file("cpu", "cpu.stat")));
     let usage = CPUUsage {
         total: number(&dirs.file("cpuacct", "cpuacct.usage")).unwrap_or(0),
-        kernel: ticks("system") * TICK,
-        user: ticks("user") * TICK,
+        kernel: ticks("system").saturating_mul(TICK),
+        user: ticks("user").saturating_mul(TICK),
         per_cpu: per_cpu.split_whitespace().filter_map(|n| n.parse().ok()).collect(),
         ..Default::default()
     };

@@ -120,6 +120,8 @@ impl Logger {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -134,5 +136,30 @@ mod tests {
         assert_eq!(parsed("binary-v2:///bin/log?id=1"), Some(("/bin/log".into(), args(&["id", "1"]))));
         assert_eq!(parsed("/run/fifo"), None);
         assert_eq!(decode("%zz%4"), "%zz%4");
+    }
+
+    /// As a client that leaves nothing to chance writes it.
+    fn encode(text: &str) -> String {
+        text.bytes().map(|byte| format!("%{byte:02x}")).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_program_is_told_it_hears(
+            program in ".{0,12}",
+            pairs in prop::collection::btree_map(".{1,8}", ".{0,8}", 0..4),
+        ) {
+            let query: Vec<_> = pairs.iter().map(|(key, value)| format!("{}={}", encode(key), encode(value))).collect();
+            let parsed = uri(&format!("binary://{}?{}", encode(&program), query.join("&"))).unwrap();
+            let expected: Vec<_> =
+                pairs.into_iter().flat_map(|(k, v)| if v.is_empty() { vec![k] } else { vec![k, v] }).collect();
+            prop_assert_eq!((parsed.program, parsed.args), (program, expected));
+        }
+
+        #[test]
+        fn only_binary_uris_name_programs(text in crate::arbitrary::text(), scheme in prop::sample::select(vec!["", "binary://", "binary-v2://", "file://"])) {
+            let whole = format!("{scheme}{text}");
+            prop_assert_eq!(uri(&whole).is_some(), whole.starts_with("binary://") || whole.starts_with("binary-v2://"));
+        }
     }
 }

@@ -51,7 +51,7 @@ const NAMES: [&str; 41] = [
 pub const WITHHELD: &str = "NET_RAW";
 
 /// As in config.json (`process.capabilities`); a set that is absent is empty.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Capabilities {
     bounding: Vec<String>,

@@ -1,4 +1,5 @@
-//! `runsc` by its command line: what the control socket cannot do.
+//! `runsc` by its command line: what the control socket cannot do. What it can do, but not in every build, is in `attached`
+//! and `calls`.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -7,7 +8,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::probe::Features;
+use super::control::Target;
+use super::probe::{Features, Known};
 use crate::error::TaskError;
 use crate::{mounts, paths, reaper};
 
@@ -59,18 +61,27 @@ impl Runsc {
         self.dir.join("runsc.log")
     }
 
-    fn command(&self, verb: &str) -> Command {
+    /// What is remembered of this build.
+    pub fn known(&self) -> Known {
+        Known::of(&self.chosen().unwrap_or_else(|| PathBuf::from("runsc")), &paths::state_root())
+    }
+
+    pub(super) fn command(&self, verb: &str) -> Command {
         self.command_with(&[], verb)
     }
 
     /// `flags` are runsc's own, which go before the verb.
     fn command_with(&self, flags: &[&str], verb: &str) -> Command {
+        self.command_logging(&self.log(), flags, verb)
+    }
+
+    pub(super) fn command_logging(&self, log: &Path, flags: &[&str], verb: &str) -> Command {
         let program = self.chosen().unwrap_or_else(|| PathBuf::from("runsc"));
-        let features = Features::probe(&program, &paths::state_root());
+        let features = Features::probe(&self.known());
         let mut command = Command::new(program);
         command.args(flags);
         // --overlay2=none: writes reach the snapshot, so that commit and diff see them.
-        command.arg("--root").arg(paths::runsc_root(&self.dir)).arg("--log").arg(self.log());
+        command.arg("--root").arg(paths::runsc_root(&self.dir)).arg("--log").arg(log);
         command.args(["--log-format=json", "--overlay2=none"]).args(features.args()).arg(verb);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
@@ -145,16 +156,32 @@ impl Runsc {
         }
     }
 
+    /// `runsc kill` of a container's init, of all its processes or, by its pid inside the sandbox, of one.
+    pub async fn kill(&self, id: &str, target: Target, signal: u32) -> Result<(), TaskError> {
+        let mut command = self.command("kill");
+        match target {
+            Target::Init => {}
+            Target::All => drop(command.arg("--all")),
+            // The command line cannot ask who is in the foreground.
+            Target::Process(pid) | Target::Foreground(pid) => drop(command.arg("--pid").arg(pid.to_string())),
+        }
+        command.arg(id).arg(signal.to_string());
+        self.run(command, "runsc kill").await
+    }
+
+    /// `runsc pause` or `runsc resume`: the whole sandbox, in the name of one of its containers.
+    pub async fn pause(&self, id: &str, pause: bool) -> Result<(), TaskError> {
+        let (verb, what) = if pause { ("pause", "runsc pause") } else { ("resume", "runsc resume") };
+        let mut command = self.command(verb);
+        command.arg(id);
+        self.run(command, what).await
+    }
+
     async fn run(&self, mut command: Command, what: &str) -> Result<(), TaskError> {
         // Only this call's part of the log explains this call's failure.
         let _ = OpenOptions::new().create(true).append(true).open(self.log());
         let before = fs::metadata(self.log()).map_or(0, |meta| meta.len());
-        let exit = reaper::run_to_end(&mut command).await.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                TaskError::host(what, "there is no runsc in PATH; install gVisor (scripts/setup runsc)")
-            }
-            _ => TaskError::host(what, error),
-        })?;
+        let exit = reaper::run_to_end(&mut command).await.map_err(|error| not_run(what, &error))?;
         if exit.status == 0 {
             return Ok(());
         }
@@ -189,6 +216,16 @@ impl Runsc {
     }
 }
 
+/// runsc itself could not be started.
+pub(super) fn not_run(what: &str, error: &io::Error) -> TaskError {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            TaskError::host(what, "there is no runsc in PATH; install gVisor (scripts/setup runsc)")
+        }
+        _ => TaskError::host(what, error),
+    }
+}
+
 fn give(command: &mut Command, stdio: Option<[OwnedFd; 3]>) {
     if let Some([stdin, stdout, stderr]) = stdio {
         command.stdin(stdin).stdout(stdout).stderr(stderr);
@@ -202,11 +239,54 @@ fn find<'a>(value: &'a serde_json::Value, key: &str) -> Option<&'a serde_json::V
 
 /// The last error that runsc logged after this offset.
 fn last_error(log: &Path, from: u64) -> Option<String> {
-    let bytes = fs::read(log).ok()?;
-    let text = String::from_utf8_lossy(bytes.get(from as usize..)?).into_owned();
-    text.lines().rev().find_map(|line| {
-        let entry: serde_json::Value = serde_json::from_str(line).ok()?;
-        let bad = matches!(entry.get("level")?.as_str()?, "error" | "fatal" | "warning");
-        bad.then(|| entry.get("msg").and_then(|m| m.as_str()).map(str::to_owned)).flatten()
-    })
+    said(fs::read(log).ok()?.get(from as usize..)?, &["error", "fatal", "warning"])
+}
+
+/// The last message of these levels in a log of runsc's, which has several on a line: it ends no line after an error.
+pub(super) fn said(log: &[u8], levels: &[&str]) -> Option<String> {
+    let message = |entry: serde_json::Value| {
+        let level = entry.get("level")?.as_str()?;
+        levels.contains(&level).then(|| entry.get("msg")?.as_str().map(str::to_owned))?
+    };
+    let last_of = |line: &[u8]| {
+        let entries = serde_json::Deserializer::from_slice(line).into_iter::<serde_json::Value>();
+        entries.map_while(Result::ok).filter_map(message).last()
+    };
+    log.rsplit(|byte| *byte == b'\n').find_map(last_of)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_last_error_is_found_whether_or_not_it_has_a_line_of_its_own() {
+        let entry = |level: &str, msg: &str| format!(r#"{{"msg":"{msg}","level":"{level}","time":"2026"}}"#);
+        for (log, expected) in [
+            (entry("error", "a") + &entry("error", "b"), Some("b")),
+            (entry("error", "a") + "\n" + &entry("info", "b") + "\n", Some("a")),
+            (entry("error", "a") + r#"{"msg":"cut"#, Some("a")),
+            ("panic: oh\n".to_owned() + &entry("error", "a") + "\ngoroutine 1", Some("a")),
+            (entry("debug", "a"), None),
+            (String::new(), None),
+            ("[]17 \"\"".into(), None),
+        ] {
+            assert_eq!(said(log.as_bytes(), &["error"]).as_deref(), expected, "{log}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_last_error_is_found_among_whatever_stands_before_and_behind_it(
+            before in crate::arbitrary::bytes(),
+            (message, behind) in (crate::arbitrary::text(), crate::arbitrary::text()),
+        ) {
+            let entry = serde_json::json!({"msg": message, "level": "error"}).to_string();
+            let log = [&before[..], b"\n", entry.as_bytes(), b"}", behind.as_bytes()].concat();
+            prop_assert_eq!(said(&log, &["error"]), Some(message));
+            prop_assert_eq!(said(&log, &[]), None);
+        }
+    }
 }

@@ -1,5 +1,8 @@
-//! gVisor: `runsc` by its command line for a sandbox's life, by its control socket for all that happens in it.
+//! gVisor: `runsc` by its command line for a sandbox's life, by its control socket for all that happens in it (`calls` has
+//! what becomes of a build that does not answer there).
 
+mod attached;
+mod calls;
 pub mod capabilities;
 pub mod cli;
 pub mod control;
@@ -12,7 +15,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -27,25 +30,23 @@ use crate::exec::ExecProcess;
 use crate::stdio::{self, ConsoleSocket};
 use crate::task::{Exit, KILLED, Phase};
 use crate::tasks::Key;
-use crate::{bundle, interfaces, paths, reaper};
+use crate::{bundle, interfaces, paths, reaper, settings};
 
+use calls::{Calls, Running, Target};
 use cli::{Network, Runsc};
-use control::{Control, Target};
 use member::Members;
-use urpc::CallError;
 
 /// One pod's sandbox.
 pub struct Gvisor {
     place: Place,
     root_id: String,
     runsc: Runsc,
-    control: OnceLock<Control>,
+    calls: Arc<Calls>,
     /// The sandbox's process on the host.
     pid: OnceLock<i32>,
     measured: OnceLock<Measured>,
     members: Members,
-    /// Pids inside the sandbox.
-    execs: Mutex<HashMap<Key, i32>>,
+    execs: Mutex<HashMap<Key, Running>>,
 }
 
 /// The control group that the sandbox was put into; it outlives the process until it is deleted.
@@ -56,8 +57,8 @@ struct Measured {
 }
 
 impl Gvisor {
-    /// Nothing is made yet. The sandbox will be one of this runsc, or of the one in PATH.
-    pub fn open(place: Place, runsc: Option<&Path>) -> Result<Self, TaskError> {
+    /// Nothing is made yet. The sandbox will be one of this runsc, or of the one in PATH, and spoken to by `control`.
+    pub fn open(place: Place, runsc: Option<&Path>, control: settings::Control) -> Result<Self, TaskError> {
         if !paths::has_room(&place.dir) {
             let dir = place.dir.display();
             return Err(TaskError::Invalid(format!(
@@ -69,8 +70,9 @@ impl Gvisor {
         let of_the_pod = Runsc::new(&place.dir);
         of_the_pod.choose(runsc).map_err(doing)?;
         let root_id = paths::runsc_id(&place.group);
-        let (control, pid, measured, members, execs) = Default::default();
-        Ok(Self { place, root_id, runsc: of_the_pod, control, pid, measured, members, execs })
+        let calls = Arc::new(Calls::new(of_the_pod.clone(), &root_id, control));
+        let (pid, measured, members, execs) = Default::default();
+        Ok(Self { place, root_id, runsc: of_the_pod, calls, pid, measured, members, execs })
     }
 
     /// Whether the sandbox lives and dies with this container.
@@ -78,16 +80,13 @@ impl Gvisor {
         id == self.place.group
     }
 
-    fn control(&self) -> Result<&Control, TaskError> {
-        if let Some(control) = self.control.get() {
-            return Ok(control);
-        }
-        let socket = self.runsc.control_socket(&self.root_id)?;
-        Ok(self.control.get_or_init(|| Control::new(&socket)))
+    fn execs(&self) -> MutexGuard<'_, HashMap<Key, Running>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn execs(&self) -> MutexGuard<'_, HashMap<Key, i32>> {
-        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    /// An exec that was started and not deleted.
+    fn exec_of(&self, key: &Key) -> Option<Running> {
+        self.execs().get(key).cloned()
     }
 
     /// The init's streams or terminal; a member's streams wait for its start, for runsc takes them only then.
@@ -142,16 +141,6 @@ impl Gvisor {
             false => Network::Sandbox,
         }
     }
-
-    async fn send(&self, id: &str, target: Target, signal: u32) -> Result<(), TaskError> {
-        match self.control()?.signal(&paths::runsc_id(id), target, signal).await {
-            Ok(()) => Ok(()),
-            // The number was checked before; what is left is that nobody is there.
-            Err(CallError::Refused(why)) => Err(TaskError::NotFound(format!("process: {why}"))),
-            Err(CallError::Gone(_)) => Err(TaskError::NotFound("the sandbox's process".into())),
-            Err(error) => Err(TaskError::host("signalling the sandbox", error)),
-        }
-    }
 }
 
 #[async_trait]
@@ -168,6 +157,9 @@ impl Backend for Gvisor {
         let Made { pid, io } = self.make(&new).await?;
         let pid = *self.pid.get_or_init(|| pid);
         self.measure(pid);
+        if self.is_root(new.id) {
+            self.calls.learn().await;
+        }
         Ok(Made { pid, io })
     }
 
@@ -184,14 +176,14 @@ impl Backend for Gvisor {
     async fn exec(&self, key: &Key, p: &ExecProcess, request: &stdio::Request) -> Result<Made, TaskError> {
         let opening = |e| TaskError::host("opening stdio", e);
         let (fds, mut io) = stdio::open(request, &self.place.namespace, &key.id).await.map_err(opening)?;
-        let (control, cid) = (self.control()?.clone(), paths::runsc_id(&key.id));
-        let inner = control.exec(&cid, p, request.terminal, &fds).await;
-        let inner = inner.map_err(|why| TaskError::host(format!("exec of {:?} in the sandbox", p.program()), why))?;
-        self.execs().insert(key.clone(), inner);
+        let (calls, cid) = (self.calls.clone(), paths::runsc_id(&key.id));
+        let bundle = paths::bundle(&self.place.dir, &key.id);
+        let running = calls.exec(&cid, p, request.terminal, fds, bundle).await?;
+        self.execs().insert(key.clone(), running.clone());
         if let Some(mut typed) = io.typed_signals() {
             tokio::spawn(async move {
                 while let Some(signal) = typed.recv().await {
-                    let _ = control.signal(&cid, Target::Foreground(inner), signal as u32).await; // it may be gone
+                    let _ = calls.signal(&cid, Target::Foreground(&running), signal as u32).await; // it may be gone
                 }
             });
         }
@@ -200,20 +192,18 @@ impl Backend for Gvisor {
 
     async fn exit(&self, key: &Key) -> Exit {
         let id = paths::runsc_id(&key.id);
+        let killed = || Exit { status: KILLED, at: SystemTime::now() };
         if !key.is_init() {
-            let Some(inner) = self.execs().get(key).copied() else { return exit(Ok(KILLED)) };
-            return match self.control() {
-                Ok(control) => exit(control.wait_pid(&id, inner).await),
-                Err(_) => exit(Ok(KILLED)),
-            };
+            let Some(running) = self.exec_of(key) else { return killed() };
+            return self.calls.exec_exit(&id, &running).await;
         }
         if self.is_root(&key.id) {
-            let Some(pid) = self.pid.get() else { return exit(Ok(KILLED)) };
+            let Some(pid) = self.pid.get() else { return killed() };
             return reaper::exit_of(*pid).await; // the sandbox process ends with its root container's status
         }
-        match (self.members.runs(&key.id).await, self.control()) {
-            (true, Ok(control)) => exit(control.wait(&id).await),
-            _ => exit(Ok(KILLED)),
+        match self.members.runs(&key.id).await {
+            true => self.calls.container_exit(&id).await,
+            false => killed(),
         }
     }
 
@@ -226,16 +216,17 @@ impl Backend for Gvisor {
             }
             return Ok(());
         }
-        let target = match self.execs().get(key) {
+        let exec = self.exec_of(key);
+        let target = match &exec {
             _ if all => Target::All,
             None => Target::Init,
-            Some(inner) => Target::Process(*inner),
+            Some(running) => Target::Exec(running),
         };
-        self.send(&key.id, target, signal).await
+        self.calls.signal(&paths::runsc_id(&key.id), target, signal).await
     }
 
-    async fn freeze(&self, _: &str, pause: bool) -> Result<(), TaskError> {
-        self.control()?.pause(pause).await.map_err(|e| TaskError::host("freezing or thawing the sandbox", e))
+    async fn freeze(&self, id: &str, pause: bool) -> Result<(), TaskError> {
+        self.calls.pause(&paths::runsc_id(id), pause).await
     }
 
     async fn checkpoint(&self, id: &str, image: &Path, leave_running: bool) -> Result<(), TaskError> {
@@ -269,10 +260,10 @@ impl Backend for Gvisor {
     }
 
     async fn resized(&self, key: &Key, _: u32, _: u32) -> Result<(), TaskError> {
-        let inner = self.execs().get(key).copied();
-        if let Some(inner) = inner {
+        if let Some(running) = self.exec_of(key) {
             // As with typed keys, the kernel knows nobody to tell. A process without a terminal is not told either.
-            let _ = self.send(&key.id, Target::Foreground(inner), Signal::SIGWINCH as u32).await;
+            let (id, news) = (paths::runsc_id(&key.id), Signal::SIGWINCH as u32);
+            let _ = self.calls.signal(&id, Target::Foreground(&running), news).await;
         }
         Ok(())
     }
@@ -319,13 +310,4 @@ pub fn sweep(place: &Place, id: &str) -> io::Result<()> {
         runsc.delete_blocking(&paths::runsc_id(id))?;
     }
     Ok(())
-}
-
-/// A sandbox that cannot say how a process ended is gone, and the process with it.
-fn exit(status: Result<u32, CallError>) -> Exit {
-    let status = status.unwrap_or_else(|error| {
-        tracing::debug!(%error, "no exit status from the sandbox");
-        KILLED
-    });
-    Exit { status, at: SystemTime::now() }
 }

@@ -2,7 +2,7 @@
 //! would pay it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::{paths, program_digest};
@@ -13,22 +13,61 @@ const OPTIONAL: [(&str, &str); 2] = [
     ("oci-seccomp", "the spec's seccomp profile has no effect inside the sandbox"),
 ];
 
+/// What is remembered of one build of runsc: the same file, unchanged.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Where it is; `None` where there is no runsc.
+    runsc: Option<PathBuf>,
+    /// The beginning of the names of the files in which it is remembered.
+    files: PathBuf,
+}
+
+impl Known {
+    /// Of a runsc, looked up in PATH if it is a bare name. `memory` is a directory.
+    pub fn of(program: &Path, memory: &Path) -> Self {
+        let runsc = paths::in_path(program);
+        let files = memory.join(format!("runsc-{}", runsc.as_deref().map(program_digest::build).unwrap_or_default()));
+        Self { runsc, files }
+    }
+
+    /// Where it is, for people.
+    pub fn runsc(&self) -> String {
+        self.runsc.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
+    }
+
+    fn file(&self, what: &str) -> PathBuf {
+        self.files.with_extension(what)
+    }
+
+    /// What was learnt of this; `None` where nothing was yet.
+    pub fn recall(&self, what: &str) -> Option<String> {
+        fs::read_to_string(self.file(what)).ok()
+    }
+
+    /// Remembers.
+    pub fn keep(&self, what: &str, text: &str) {
+        if self.runsc.is_none() || program_digest::keep(&self.file(what), text).is_err() {
+            tracing::debug!(what, "what was learnt of runsc could not be kept");
+        }
+    }
+}
+
 /// A build's optional flags.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Features(Vec<&'static str>);
 
 impl Features {
-    /// Of a runsc, looked up in PATH if it is a bare name; none where there is no runsc, which Create will say. `memory`
-    /// is a directory for what was learnt. The first time it waits for a process, without letting the reaper run.
-    pub fn probe(program: &Path, memory: &Path) -> Self {
-        let Some(runsc) = paths::in_path(program) else { return Self::default() };
-        let remembered = memory.join(format!("runsc-{}.flags", program_digest::build(&runsc)));
-        if let Ok(text) = fs::read_to_string(&remembered) {
+    /// Of a build; none where there is no runsc, which Create will say. The first time it waits for a process, without
+    /// letting the reaper run.
+    pub fn probe(known: &Known) -> Self {
+        let Some(runsc) = &known.runsc else { return Self::default() };
+        if let Some(text) = known.recall("flags") {
             return Self::known(&text);
         }
-        let asked = Command::new(&runsc).arg("flags").stdin(Stdio::null()).output();
+        let asked = Command::new(runsc).arg("flags").stdin(Stdio::null()).output();
+        let Ok(asked) = asked else { return Self::default() }; // Create will say so
         // Go's flag package lists on stderr.
-        let all = asked.map(|output| [output.stdout, output.stderr].concat()).unwrap_or_default();
+        let all = [asked.stdout, asked.stderr].concat();
         let text = String::from_utf8_lossy(&all);
         let features = Self::known(&text);
         for (flag, lost) in OPTIONAL {
@@ -36,10 +75,7 @@ impl Features {
                 tracing::warn!(runsc = %runsc.display(), flag, lost, "this build of runsc lacks a flag");
             }
         }
-        let known: String = features.0.iter().map(|flag| format!("-{flag}\n")).collect();
-        if program_digest::keep(&remembered, &known).is_err() {
-            tracing::debug!("what was learnt of runsc could not be kept");
-        }
+        known.keep("flags", &features.0.iter().map(|flag| format!("-{flag}\n")).collect::<String>());
         features
     }
 
@@ -60,6 +96,23 @@ impl Features {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_known_of_one_build_is_not_believed_of_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let runsc = dir.path().join("runsc");
+        fs::write(&runsc, "one").unwrap();
+        let known = Known::of(&runsc, dir.path());
+        assert_eq!(known.recall("calls"), None);
+        known.keep("calls", "socket");
+        known.keep("flags", "-x");
+        assert_eq!(Known::of(&runsc, dir.path()).recall("calls").as_deref(), Some("socket"));
+        fs::write(&runsc, "another").unwrap();
+        assert_eq!(Known::of(&runsc, dir.path()).recall("calls"), None);
+        let none = Known::of(&dir.path().join("missing"), dir.path());
+        none.keep("calls", "socket");
+        assert_eq!(none.recall("calls"), None);
+    }
 
     #[test]
     fn only_flags_that_the_build_lists_are_used() {

@@ -34,19 +34,37 @@ fn limit_pod(spec: &mut Value) {
         return;
     }
     for (key, resource, limit) in LIMITS {
-        let value = spec["annotations"].get(key).and_then(Value::as_str).and_then(|text| text.parse::<i64>().ok());
+        let value = spec
+            .pointer("/annotations")
+            .and_then(|all| all.get(key))
+            .and_then(Value::as_str)
+            .and_then(|text| text.parse::<i64>().ok());
         if let Some(value) = value.filter(|v| *v > 0) {
-            spec["linux"]["resources"][resource][limit] = json!(value);
+            set(spec, &["linux", "resources", resource, limit], json!(value));
         }
     }
+}
+
+/// Sets a value below objects, which are made where they are missing. Where something else is in the way, runsc will
+/// refuse it with its own words.
+fn set(spec: &mut Value, path: &[&str], value: Value) {
+    let mut at = spec;
+    for key in path {
+        if at.is_null() {
+            *at = json!({});
+        }
+        let Some(object) = at.as_object_mut() else { return };
+        at = object.entry(*key).or_insert(Value::Null);
+    }
+    *at = value;
 }
 
 /// What the process of this bundle was started with.
 pub fn args(bundle: &Path) -> Result<Value, TaskError> {
     let reading = |e| TaskError::host("reading the sandbox's config.json", e);
     let text = fs::read(bundle.join("config.json")).map_err(reading)?;
-    let mut spec: Value = serde_json::from_slice(&text).map_err(|e| reading(e.into()))?;
-    Ok(spec["process"]["args"].take())
+    let spec: Value = serde_json::from_slice(&text).map_err(|e| reading(e.into()))?;
+    Ok(spec.pointer("/process/args").cloned().unwrap_or_default())
 }
 
 /// Notes them in a checkpoint.
@@ -66,12 +84,14 @@ pub fn restore_args(spec: &mut Value, checkpoint: &Path) -> Result<(), TaskError
     };
     let args: Vec<String> = serde_json::from_slice(&text)
         .map_err(|e| TaskError::Invalid(format!("{SAVED_ARGS} of the checkpoint {}: {e}", checkpoint.display())))?;
-    spec["process"]["args"] = json!(args);
+    set(spec, &["process", "args"], json!(args));
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -104,5 +124,22 @@ mod tests {
         assert_eq!(adapted("sandbox")["linux"]["resources"], json!({"memory": {"limit": 1000}}));
         assert_eq!(adapted("sandbox")["annotations"][SANDBOX_ID], "root");
         assert_eq!(adapted("container").get("linux"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_spec_holds_it_is_adapted_or_left_alone(spec in crate::arbitrary::altered(json!({
+            "annotations": {
+                "io.kubernetes.cri.container-type": "sandbox", SANDBOX_ID: "pod",
+                "io.kubernetes.cri.sandbox-memory": "1000", "io.kubernetes.cri.sandbox-cpu-shares": "2",
+            },
+            "linux": {"resources": {"memory": {"limit": 1}, "cpu": {"shares": 1}}},
+        }))) {
+            let mut adapted = spec.clone();
+            adapt(&mut adapted, "root");
+            let sandbox = format!("/annotations/{SANDBOX_ID}");
+            let named = spec.pointer(&sandbox).map(|_| json!("root"));
+            prop_assert_eq!(adapted.pointer(&sandbox).cloned(), named, "{}", adapted);
+        }
     }
 }

@@ -18,6 +18,13 @@ const MAX_REPLY: usize = 4 << 20;
 /// For calls that the sentry answers from memory.
 pub const PROMPT: Duration = Duration::from_secs(10);
 
+/// So much of what a sandbox says is passed on: into logs, and into answers that containerd takes only up to 4 MiB.
+const MAX_WORDS: usize = 2048;
+/// The sentry's words for a method that it does not have.
+const UNKNOWN_METHOD: &str = "unknown method";
+/// How its words begin where an argument cannot be decoded, before anything is done (Go's `encoding/json`).
+pub const MISFIT: &str = "json: ";
+
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
@@ -27,6 +34,14 @@ pub enum CallError {
     /// The sandbox answered with an error.
     #[error("{0}")]
     Refused(String),
+    /// This build has no such method, or it takes something else. Nothing was done.
+    #[error("this build of runsc cannot {method}: {why}")]
+    Unable {
+        /// The method called.
+        method: &'static str,
+        /// The sandbox's words.
+        why: String,
+    },
     /// The answer is not what the method answers.
     #[error("the sandbox's answer to {method} makes no sense: {why}")]
     Nonsense {
@@ -63,8 +78,7 @@ pub async fn call<A: Serialize, R: DeserializeOwned>(
     fds: &[BorrowedFd<'_>],
     patience: Option<Duration>,
 ) -> Result<R, CallError> {
-    let request = serde_json::to_vec(&Request { method, arg })
-        .map_err(|error| CallError::Nonsense { method, why: error.to_string() })?;
+    let request = encode(method, arg)?;
     let exchange = async {
         let mut stream = UnixStream::connect(socket).await?;
         send(&mut stream, &request, fds).await?;
@@ -75,6 +89,11 @@ pub async fn call<A: Serialize, R: DeserializeOwned>(
         None => exchange.await?,
     };
     parse(method, &bytes)
+}
+
+/// A request as it goes over the wire; pure, as `parse` is.
+pub fn encode<A: Serialize>(method: &'static str, arg: A) -> Result<Vec<u8>, CallError> {
+    serde_json::to_vec(&Request { method, arg }).map_err(|error| CallError::Nonsense { method, why: error.to_string() })
 }
 
 async fn send(stream: &mut UnixStream, request: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -140,25 +159,52 @@ impl Scanner {
 
 /// Decodes a reply; pure, so that it can be fuzzed and fed with recordings.
 pub fn parse<R: DeserializeOwned>(method: &'static str, bytes: &[u8]) -> Result<R, CallError> {
-    let nonsense = |error: serde_json::Error| CallError::Nonsense { method, why: error.to_string() };
+    let nonsense = |error: serde_json::Error| CallError::Nonsense { method, why: words(error.to_string()) };
     let reply: Reply = serde_json::from_slice(bytes).map_err(nonsense)?;
     if !reply.success {
-        return Err(CallError::Refused(reply.err));
+        let why = words(reply.err);
+        let unable = why == UNKNOWN_METHOD || why.starts_with(MISFIT);
+        return Err(if unable { CallError::Unable { method, why } } else { CallError::Refused(why) });
     }
     serde_json::from_value(reply.result).map_err(nonsense)
 }
 
+fn words(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MAX_WORDS));
+    text
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream as StdStream;
+
+    use proptest::prelude::*;
+    use serde_json::Value;
+
     use super::*;
 
     #[test]
-    fn results_and_refusals_are_told_apart() {
-        // Written after the source (callResult in pkg/urpc), not yet recordings.
+    fn results_refusals_and_what_a_build_cannot_are_told_apart() {
+        // Of each a line; what real builds answer to each of our calls is recorded, and read by `control`'s tests.
         assert_eq!(parse::<i32>("m", br#"{"success":true,"err":"","result":2}"#).unwrap(), 2);
-        parse::<serde_json::Value>("m", br#"{"success":true,"err":"","result":{}}"#).unwrap();
-        let refused = parse::<i32>("m", br#"{"success":false,"err":"no such container","result":null}"#);
-        assert!(matches!(refused, Err(CallError::Refused(why)) if why == "no such container"));
+        let failed = |why: &str| parse::<i32>("m", json!({"success": false, "err": why}).to_string().as_bytes());
+        assert!(matches!(failed("no such container"), Err(CallError::Refused(why)) if why == "no such container"));
+        for why in ["unknown method", "json: cannot unmarshal bool into Go value of type string"] {
+            assert!(matches!(failed(why), Err(CallError::Unable { .. })), "{why}");
+        }
+        assert!(matches!(failed("an unknown method of a program"), Err(CallError::Refused(_))));
+    }
+
+    #[test]
+    fn a_sandbox_s_flood_of_words_goes_no_further() {
+        let long = "ö".repeat(1 << 20);
+        for reply in [json!({"success": false, "err": long}), json!({"success": true, "result": long})] {
+            let error = parse::<i32>("m", reply.to_string().as_bytes()).unwrap_err().to_string();
+            assert!((1000..2 * MAX_WORDS).contains(&error.len()), "{} bytes", error.len());
+        }
     }
 
     #[test]
@@ -179,6 +225,100 @@ mod tests {
             let mut scanner = Scanner::default();
             let end = scanner.feed(0, &reply[..split]).or_else(|| scanner.feed(split, &reply[split..]));
             assert_eq!(end, Some(reply.len()), "split at {split}");
+        }
+    }
+
+    /// Talks to a sandbox that has fallen into a stranger's hands; also how many bytes the stranger could send.
+    async fn hostile(
+        patience: Duration,
+        answer: impl FnOnce(&mut StdStream) -> usize + Send + 'static,
+    ) -> (Result<Value, CallError>, usize) {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let stranger = std::thread::spawn(move || answer(&mut listener.accept().unwrap().0));
+        let said = call(&socket, "m", json!({}), &[], Some(patience)).await;
+        (said, stranger.join().unwrap())
+    }
+
+    /// Writes the same until nobody takes it any more.
+    fn endless(chunk: Vec<u8>) -> impl FnOnce(&mut StdStream) -> usize {
+        move |stream| {
+            let mut sent = 0;
+            while let Ok(n) = stream.write(&chunk) {
+                sent += n;
+            }
+            sent
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_hostile_sandbox_gets_an_error_out_of_us_within_bounds_and_nothing_else() {
+        const BUFFERS: usize = 2 << 20; // the kernel's, and the part of one read that is above the bound
+        for byte in *b" [\"\\x\0{" {
+            let (said, sent) = hostile(PROMPT, endless(vec![byte; 4096])).await;
+            assert!(matches!(said, Err(CallError::Nonsense { .. })), "{byte}: {said:?}");
+            assert!(sent <= MAX_REPLY + BUFFERS, "{sent} bytes of {byte} were taken");
+        }
+        let deep = [vec![b'['; 1 << 20], vec![b']'; 1 << 20]].concat();
+        let (said, _) = hostile(PROMPT, move |stream| stream.write(&deep).unwrap_or(0)).await;
+        assert!(matches!(said, Err(CallError::Nonsense { .. })), "{said:?}");
+        let short = Duration::from_millis(50);
+        let (said, _) = hostile(short, |stream| stream.read_to_end(&mut Vec::new()).unwrap_or(0)).await;
+        assert!(matches!(said, Err(CallError::Silent("m"))), "{said:?}");
+        // Byte by byte, each in time: it is the whole that is bounded.
+        let (said, _) = hostile(short, |stream| (0..).take_while(|_| stream.write_all(b" ").is_ok()).count()).await;
+        assert!(matches!(said, Err(CallError::Silent("m") | CallError::Nonsense { .. })), "{said:?}");
+        let (said, _) = hostile(PROMPT, |stream| stream.write(b"{\"success\":tr").unwrap_or(0)).await;
+        assert!(matches!(said, Err(CallError::Gone(_))), "{said:?}");
+    }
+
+    /// The end that a stream cut into these pieces has.
+    fn end(pieces: &[Vec<u8>]) -> Option<usize> {
+        let (mut scanner, mut at) = (Scanner::default(), 0);
+        pieces.iter().find_map(|piece| {
+            let end = scanner.feed(at, piece);
+            at += piece.len();
+            end
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_reply_ends_at_the_same_byte_however_it_is_cut(
+            (whole, pieces) in prop_oneof![
+                crate::arbitrary::bytes(),
+                "[\\[\\]{}\"\\\\a ]{0,40}".prop_map(String::into_bytes),
+            ].prop_flat_map(|whole| (Just(whole.clone()), crate::arbitrary::pieces(whole))),
+        ) {
+            prop_assert_eq!(end(&pieces), end(&[whole]));
+        }
+
+        #[test]
+        fn the_end_of_an_object_is_where_it_was_written(
+            (object, pieces) in prop::collection::btree_map(crate::arbitrary::text(), crate::arbitrary::json(), 0..4)
+                .prop_map(|members| Value::Object(members.into_iter().collect()).to_string())
+                .prop_flat_map(|object| {
+                    let more = format!(" {object}garbage}}]\"").into_bytes();
+                    (Just(object.len() + 1), crate::arbitrary::pieces(more))
+                }),
+        ) {
+            prop_assert_eq!(end(&pieces), Some(object));
+        }
+
+        #[test]
+        fn only_a_reply_that_says_so_is_a_success(bytes in prop_oneof![
+            crate::arbitrary::bytes(),
+            crate::arbitrary::json().prop_map(|json| json.to_string().into_bytes()),
+            crate::arbitrary::altered(json!({"success": true, "err": "e", "result": 3}))
+                .prop_map(|json| json.to_string().into_bytes()),
+        ]) {
+            let says = serde_json::from_slice::<Value>(&bytes).is_ok_and(|reply| reply["success"] == json!(true));
+            prop_assert!(says || parse::<i32>("m", &bytes).is_err());
+            if let Ok(number) = parse::<i32>("m", &bytes) {
+                let reply: Value = serde_json::from_slice(&bytes).unwrap();
+                prop_assert_eq!(&reply["result"], &json!(number));
+            }
         }
     }
 }
