@@ -3,12 +3,14 @@
 //! A producer (shim, egress daemon, node agent) hands events to a [`Spool`], which needs no daemon; the ledger drains the
 //! spools into a Merkle tree whose head is signed from time to time. [`record`] is what is kept, [`spool`] writes it,
 //! [`inbox`] reads it back, [`ledger`] keeps it, [`log`] is the tree's mathematics, [`tree_head`] the signed note,
+//! [`node_key`] who signs it,
 //! [`ocsf`] the form for others. What all this does and does not prove: docs/audit.md.
 
 pub mod inbox;
 #[cfg(feature = "ledger")]
 pub mod ledger;
 pub mod log;
+pub mod node_key;
 pub mod ocsf;
 pub mod record;
 mod record_id;

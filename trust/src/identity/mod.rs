@@ -2,11 +2,13 @@
 //! no identity, no sandbox.
 //!
 //! Below it: what a caller's token must be (`token`), that it is good once (`replay`), where agents are looked up
-//! (`source`, `registry`, `http`), and the sandbox's own token (`workload`). Source: docs/identity.md.
+//! (`source`, `registry`, `http`), the sandbox's own token (`workload`), and the agent's side
+//! of all this (`mint`). Source: docs/identity.md.
 
 #[cfg(feature = "http")]
 pub mod http;
 mod jose;
+pub mod mint;
 pub mod registry;
 pub mod replay;
 pub mod source;

@@ -25,7 +25,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use nix::unistd::geteuid;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::source::{Agent, AgentKey, AgentSource, SourceError};
 use crate::id::{AgentId, BackendName, PolicyName};
@@ -58,17 +58,28 @@ struct Seen {
     changed: (i64, i64),
 }
 
-struct Entry {
-    agent: Agent,
-    status: Status,
+/// A file, and what it says or why it is not taken.
+pub type Listed = (PathBuf, Result<Entry, String>);
+
+/// What a file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Who, and what it may have.
+    pub agent: Agent,
+    /// Whether it may have it now.
+    pub status: Status,
 }
 
-#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+/// Whether an agent gets sandboxes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Status {
+pub enum Status {
+    /// It does.
     #[default]
     Enabled,
+    /// Not for a while.
     Disabled,
+    /// Never again.
     Revoked,
 }
 
@@ -126,6 +137,15 @@ impl Registry {
             },
             None => Err(self.missing(id, &read)),
         }
+    }
+
+    /// What every file says now, or why it is not taken; by path.
+    pub fn list(&self) -> Result<Vec<Listed>, SourceError> {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        self.refresh(&mut read).map_err(|e| SourceError::Broken(format!("{}: {e}", self.dir.display())))?;
+        let mut files: Vec<_> = read.iter().map(|(path, file)| (path.clone(), file.content.clone())).collect();
+        files.sort_by(|(one, _), (other, _)| one.cmp(other));
+        Ok(files)
     }
 
     /// A file that cannot be read may be the agent's.
@@ -341,6 +361,9 @@ mod tests {
         let error = registry.find(&id("a")).unwrap_err().to_string();
         assert!(error.contains("1.toml") && error.contains("2.toml"), "{error}");
         registry.find(&id("b")).unwrap();
+        let listed = registry.list().unwrap();
+        let names = listed.iter().map(|(path, entry)| (path.file_name().unwrap(), entry.as_ref().unwrap().status));
+        assert!(names.eq(["1.toml", "2.toml", "3.toml"].map(|name| (OsStr::new(name), Status::Enabled))));
     }
 
     #[test]

@@ -14,6 +14,8 @@ use crate::id::AgentId;
 
 /// No honest token is longer, in bytes.
 pub const MAX_BYTES: usize = 8 * 1024;
+/// From `iat` to `exp` at most, where nothing else is configured.
+pub const MAX_LIFETIME: Duration = Duration::from_secs(600);
 /// A `jti` is a name, not a document; in bytes.
 const MAX_JTI: usize = 256;
 
@@ -31,7 +33,7 @@ pub struct Rules {
 impl Rules {
     /// For this audience, with 30 s of skew and ten minutes of life.
     pub fn new(audience: impl Into<String>) -> Self {
-        Self { audience: audience.into(), skew: SKEW, max_lifetime: Duration::from_secs(600) }
+        Self { audience: audience.into(), skew: SKEW, max_lifetime: MAX_LIFETIME }
     }
 }
 

@@ -6,8 +6,8 @@ use std::fmt;
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use ed25519_dalek::pkcs8::EncodePublicKey;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
+use ed25519_dalek::pkcs8::{DecodePublicKey, EncodePublicKey};
 use ed25519_dalek::{Signature, VerifyingKey};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -59,6 +59,12 @@ impl PublicKey {
     /// SubjectPublicKeyInfo as PEM (RFC 8410), which cosign and OpenSSL read.
     pub fn to_pem(&self) -> Result<String, BadJwk> {
         self.key.to_public_key_pem(LineEnding::LF).map_err(|_| BadJwk::NoPoint)
+    }
+
+    /// Reads what [`PublicKey::to_pem`] writes.
+    pub fn from_pem(pem: &str) -> Result<Self, BadJwk> {
+        let key = VerifyingKey::from_public_key_pem(pem).map_err(|_| BadJwk::NotPem)?;
+        Self::from_bytes(key.as_bytes())
     }
 
     /// As a plain JWK: `kty`, `crv`, `x`, `kid`, `alg`, `use`.
@@ -138,6 +144,9 @@ pub enum BadJwk {
     /// `x` is not 32 bytes of base64url.
     #[error("x is not the base64url of 32 bytes")]
     NotBase64,
+    /// Another kind of key, or a private one.
+    #[error("not an Ed25519 public key in PEM (SubjectPublicKeyInfo)")]
+    NotPem,
     /// 32 bytes, but no key.
     #[error("x is no Ed25519 public key")]
     NoPoint,
@@ -353,6 +362,9 @@ mod tests {
         let signature = ed25519_dalek::Signer::sign(&signing, b"message").to_bytes();
         assert!(key.verifies(b"message", &signature));
         assert!(!key.verifies(b"massage", &signature) && !key.verifies(b"message", &signature[1..]));
-        assert!(key.to_pem().unwrap().starts_with("-----BEGIN PUBLIC KEY-----\n"));
+        let pem = key.to_pem().unwrap();
+        assert!(pem.starts_with("-----BEGIN PUBLIC KEY-----\n"));
+        assert_eq!(PublicKey::from_pem(&pem).as_ref(), Ok(&key));
+        assert_eq!(PublicKey::from_pem(&pem.replace("PUBLIC", "PRIVATE")), Err(BadJwk::NotPem));
     }
 }

@@ -1,0 +1,227 @@
+//! `keys`: the node's signing keys. Looking at them needs jwks.json alone, which everybody may read; changing them is root's.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Subcommand;
+use trust::audit::node_key::log_name;
+use trust::audit::spool::SpoolError;
+use trust::audit::tree_head::{NoteError, NoteKey};
+use trust::audit::{About, Audit, Event, Limits, Spool};
+use trust::clock::{Clock, SystemClock, Timestamp};
+use trust::keys::jwks::{BadJwk, BadJwkSet, Jwk, JwkSet, TrustRoot, TrustedKey};
+use trust::keys::{Entry, KeyError, KeyVersion, Keyring, Status};
+
+use super::output;
+use crate::node::{Node, NodeError, Root};
+
+/// What can be done with keys.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// List the keys: which one signs, and how far the earlier ones still count
+    List {
+        /// Print the JWK Set
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a new key that signs from now on; the one before counts for the overlap
+    Rotate {
+        /// How long statements of the key before stay valid without --key-version: as long as statements live, or longer
+        #[arg(long, default_value = "24h", value_name = "TIME", value_parser = humantime::parse_duration)]
+        overlap: Duration,
+    },
+    /// End the overlap of an earlier key now
+    Deprecate {
+        /// Which key, such as v1
+        #[arg(value_name = "VERSION")]
+        key: KeyVersion,
+    },
+    /// Print public keys: the JWK Set, or one key
+    Export {
+        /// Which key, such as v1; without: all of them, with --pem or --note the one that signs
+        #[arg(value_name = "VERSION")]
+        key: Option<KeyVersion>,
+        /// As PEM, which cosign and OpenSSL read
+        #[arg(long)]
+        pem: bool,
+        /// As name+id+base64, with which note verifiers check the audit ledger's tree heads
+        #[arg(long, conflicts_with = "pem")]
+        note: bool,
+    },
+}
+
+/// Why keys could not be shown or changed.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+pub enum KeysError {
+    #[error("there is no {}: the first sandbox of a node makes its keys", .0.display())]
+    NoKeys(PathBuf),
+    #[error("reading {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        why: io::Error,
+    },
+    #[error("{}", path.display())]
+    Jwks {
+        path: PathBuf,
+        #[source]
+        why: BadJwkSet,
+    },
+    #[error("there is no key {0}: `creto-runtime-cli keys list` shows those that are")]
+    Unknown(KeyVersion),
+    #[error("no key of the set signs: it is not a node's own")]
+    NoneActive,
+    #[error("the node's keys, which only their owner may use, most often root")]
+    Keyring(#[from] KeyError),
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    #[error("writing the key down")]
+    Pem(#[from] BadJwk),
+    #[error("writing the key down")]
+    Note(#[from] NoteError),
+    #[error("writing the answer")]
+    Output(#[source] io::Error),
+}
+
+impl From<io::Error> for KeysError {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+pub(super) fn run(verb: Verb, root: &Root, out: &mut dyn Write) -> Result<(), KeysError> {
+    match verb {
+        Verb::List { json } => list(root, json, out),
+        Verb::Rotate { overlap } => rotate(root, overlap, out),
+        Verb::Deprecate { key } => {
+            Keyring::open(root.lib(), &SystemClock)?.deprecate(&SystemClock, key)?;
+            Ok(writeln!(out, "key {key} counts only where its version is named (--key-version {key})")?)
+        }
+        Verb::Export { key, pem, note } => export(root, key, pem, note, out),
+    }
+}
+
+/// The keys by which this node's own statements are verified.
+pub(super) fn trust_root(path: PathBuf) -> Result<TrustRoot, KeysError> {
+    Ok(published(path)?.1)
+}
+
+/// A key set, as written and as believed: the same keys in the same order.
+fn published(path: PathBuf) -> Result<(JwkSet, TrustRoot), KeysError> {
+    let bytes = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(KeysError::NoKeys(path)),
+        bytes => bytes.map_err(|why| KeysError::Read { path: path.clone(), why })?,
+    };
+    let set = JwkSet::parse(&bytes).and_then(|set| Ok((set, TrustRoot::parse(&bytes)?)));
+    set.map_err(|why| KeysError::Jwks { path, why })
+}
+
+fn list(root: &Root, json: bool, out: &mut dyn Write) -> Result<(), KeysError> {
+    let (set, trusted) = published(root.jwks())?;
+    if json {
+        return Ok(output::json(out, &set)?);
+    }
+    let now = SystemClock.timestamp();
+    let rows = set.keys.iter().zip(trusted.keys()).map(|(jwk, key)| row(jwk, key, now));
+    Ok(output::table(out, &["VERSION", "STATUS", "CREATED", "COUNTS UNTIL", "KEY ID"], rows)?)
+}
+
+fn row(jwk: &Jwk, key: &TrustedKey, now: Timestamp) -> Vec<String> {
+    let (status, until) = match key.status {
+        Status::Active => ("active", None),
+        Status::Deprecated { after } if key.status.counts(now) => ("deprecated, still counts", Some(after)),
+        Status::Deprecated { after } => ("deprecated", Some(after)),
+    };
+    vec![
+        output::or_dash(key.version),
+        status.into(),
+        output::or_dash(jwk.created),
+        output::or_dash(until),
+        key.key.id().to_string(),
+    ]
+}
+
+fn rotate(root: &Root, overlap: Duration, out: &mut dyn Write) -> Result<(), KeysError> {
+    let node = Node::read(root)?; // before anything changes: the record needs it
+    let keyring = Keyring::open(root.lib(), &SystemClock)?;
+    let new = keyring.rotate(&SystemClock, overlap)?;
+    let previous = keyring.list()?.into_iter().rev().find(|entry| entry.version < new.version);
+    if let Err(error) = record(root, &node, &new, previous.as_ref()) {
+        // The rotation is done, and must not be done again.
+        tracing::error!(%error, "the rotation is not in the audit record");
+    }
+    writeln!(out, "key {} signs now ({})", new.version, new.key.id())?;
+    if let Some(Entry { version, status: Status::Deprecated { after }, .. }) = previous {
+        writeln!(out, "key {version} counts until {after}, then only where its version is named")?;
+    }
+    Ok(())
+}
+
+/// Leaves it to the next drain to take it into the ledger.
+fn record(root: &Root, node: &Node, new: &Entry, previous: Option<&Entry>) -> Result<(), SpoolError> {
+    let spool = Spool::new(&root.spool(), "cli", &node.id.to_string(), Limits::default())?;
+    let text = |entry: &Entry| entry.key.id().to_string().as_str().into();
+    let event = Event::KeyRotated { purpose: "node".into(), key: text(new), previous: previous.map(text) };
+    spool.record(&About::default(), event); // loud by itself where it fails; dropped, the spool is on the disk
+    Ok(())
+}
+
+fn export(
+    root: &Root,
+    version: Option<KeyVersion>,
+    pem: bool,
+    note: bool,
+    out: &mut dyn Write,
+) -> Result<(), KeysError> {
+    let (set, trusted) = published(root.jwks())?;
+    let keys = || set.keys.iter().zip(trusted.keys());
+    let (jwk, key) = match version {
+        Some(version) => keys().find(|(_, key)| key.version == Some(version)).ok_or(KeysError::Unknown(version))?,
+        None if pem || note => keys().find(|(_, key)| key.status == Status::Active).ok_or(KeysError::NoneActive)?,
+        None => return Ok(output::json(out, &set)?),
+    };
+    if pem {
+        return Ok(write!(out, "{}", key.key.to_pem()?)?);
+    }
+    if note {
+        let name = log_name(&Node::read(root)?.id);
+        return Ok(writeln!(out, "{}", NoteKey::new(&name, key.key.as_bytes())?)?);
+    }
+    Ok(output::json(out, jwk)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_key_tells_how_far_it_counts() {
+        let now: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
+        let x = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
+        for (more, status, until) in [
+            (json!({}), "active", "-"),
+            (
+                json!({"creto.dev/status": "deprecated", "creto.dev/deprecated-after": "2026-11-24T12:00:01Z"}),
+                "deprecated, still counts",
+                "2026-11-24T12:00:01Z",
+            ),
+            (
+                json!({"creto.dev/status": "deprecated", "creto.dev/deprecated-after": "2026-11-24T12:00:00Z"}),
+                "deprecated",
+                "2026-11-24T12:00:00Z",
+            ),
+        ] {
+            let mut jwk = json!({"kty": "OKP", "crv": "Ed25519", "x": x, "creto.dev/version": "v2"});
+            jwk.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let set = json!({ "keys": [jwk] }).to_string();
+            let (set, root) = (JwkSet::parse(set.as_bytes()).unwrap(), TrustRoot::parse(set.as_bytes()).unwrap());
+            let row = row(&set.keys[0], &root.keys()[0], now);
+            assert_eq!(row[..4], ["v2", status, "-", until]);
+        }
+    }
+}

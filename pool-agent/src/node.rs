@@ -1,0 +1,167 @@
+//! Which node this is, and where its things lie: the same roots and the same runtime.toml as the shim's.
+//! Not here: what else is in runtime.toml (the shim reads and checks it).
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use trust::id::{BadId, NodeId};
+
+/// What uname(2) calls the node name.
+const HOSTNAME: &str = "/proc/sys/kernel/hostname";
+
+/// Where a node's things lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Root {
+    lib: PathBuf,
+    etc: PathBuf,
+}
+
+impl Root {
+    /// Below `moved` (`lib` and `etc` in it), else where they are installed.
+    pub fn new(moved: Option<&Path>) -> Self {
+        match moved {
+            Some(root) => Self { lib: root.join("lib"), etc: root.join("etc") },
+            None => Self { lib: "/var/lib/creto".into(), etc: "/etc/creto".into() },
+        }
+    }
+
+    /// What outlives a reboot, the keys among it.
+    pub fn lib(&self) -> &Path {
+        &self.lib
+    }
+
+    /// The public keys, for everybody to read.
+    pub fn jwks(&self) -> PathBuf {
+        self.lib.join("jwks.json")
+    }
+
+    /// The statements about sandboxes, by namespace and id.
+    pub fn attestations(&self) -> PathBuf {
+        self.lib.join("attestations")
+    }
+
+    /// Audit records that wait for the ledger.
+    pub fn spool(&self) -> PathBuf {
+        self.lib.join("spool")
+    }
+
+    /// The audit ledger.
+    pub fn ledger(&self) -> PathBuf {
+        self.lib.join("audit.db")
+    }
+
+    /// The node's agents, a file each.
+    pub fn agents(&self) -> PathBuf {
+        self.etc.join("agents.d")
+    }
+
+    /// The operator's settings.
+    pub fn settings(&self) -> PathBuf {
+        self.etc.join("runtime.toml")
+    }
+}
+
+/// What this node calls itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub id: NodeId,
+    /// Whom agents' tokens must be for.
+    pub audience: String,
+}
+
+/// Why the node's name is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// runtime.toml is there, but cannot be read.
+    #[error("reading {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        why: io::Error,
+    },
+    /// runtime.toml does not say what it should.
+    #[error("{}: {why}", path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// The key, and what is wrong with it.
+        why: String,
+    },
+    /// The kernel does not say.
+    #[error("asking the kernel its name")]
+    Host(#[source] io::Error),
+    /// A host may have a name that is none for a node.
+    #[error("the host's name cannot be the node's: set identity.node in runtime.toml")]
+    Name(#[source] BadId),
+}
+
+#[derive(Default, Deserialize)]
+struct Settings {
+    #[serde(default)]
+    identity: Identity,
+}
+
+#[derive(Default, Deserialize)]
+struct Identity {
+    node: Option<NodeId>,
+    audience: Option<String>,
+}
+
+impl Node {
+    /// As runtime.toml says, else by the host's name, as the shim does it.
+    pub fn read(root: &Root) -> Result<Self, NodeError> {
+        let path = root.settings();
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(why) => return Err(NodeError::Read { path, why }),
+            Ok(text) => text,
+        };
+        let settings = toml::from_str(&text);
+        let Settings { identity: Identity { node, audience } } =
+            settings.map_err(|e| NodeError::Settings { path, why: e.to_string().trim_end().to_owned() })?;
+        let id = match node {
+            Some(id) => id,
+            None => {
+                let host = fs::read_to_string(HOSTNAME).map_err(NodeError::Host)?;
+                host.trim_end().parse().map_err(NodeError::Name)?
+            }
+        };
+        Ok(Self { audience: audience.unwrap_or_else(|| format!("creto:{id}")), id })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_node_is_who_runtime_toml_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::new(Some(dir.path()));
+        let host = fs::read_to_string(HOSTNAME).unwrap().trim_end().to_owned();
+        fs::create_dir(dir.path().join("etc")).unwrap();
+        for (text, id, audience) in [
+            (None, &*host, format!("creto:{host}")),
+            (Some("backend = \"gvisor\""), &host, format!("creto:{host}")),
+            (Some("[identity]\nnode = \"node-7\"\nanonymous = \"deny\""), "node-7", "creto:node-7".into()),
+            (Some("[identity]\nnode = \"node-7\"\naudience = \"here\""), "node-7", "here".into()),
+        ] {
+            if let Some(text) = text {
+                fs::write(root.settings(), text).unwrap();
+            }
+            assert_eq!(Node::read(&root).unwrap(), Node { id: id.parse().unwrap(), audience }, "{text:?}");
+        }
+        for (text, why) in
+            [("[identity]\nnode = \"a/b\"", "node id"), ("identity = 1", "identity"), ("[", "runtime.toml")]
+        {
+            fs::write(root.settings(), text).unwrap();
+            let error = Node::read(&root).expect_err(why).to_string();
+            assert!(error.contains(why) && error.contains("runtime.toml"), "{error}");
+        }
+    }
+}
