@@ -16,6 +16,10 @@ fn it_shows_the_sandbox_s_kernel_and_what_it_cost_and_leaves_nothing() {
     let said = quickstart(&[]);
     assert!(said.text().contains("Starting gVisor...") && said.text().contains("/proc/version: Linux"), "{said:?}");
     assert!(said.stderr.contains(" ms"), "{said:?}");
+    assert!(said.text().contains("spiffe://example.org/agents/quickstart/sandbox/quickstart"), "who it is: {said:?}");
+    let forged = r#"Error: VerificationResult::Invalid { reason: "Ed25519 signature invalid" }"#;
+    assert!(said.stderr.contains(forged), "the flipped byte: {said:?}");
+    assert!(said.text().contains("AttestationIssued") && said.text().contains("SandboxDeleted"), "the record: {said:?}");
 }
 
 #[test]
