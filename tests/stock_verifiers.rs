@@ -27,8 +27,7 @@ impl Signed {
             pods.map(|pod| pod.unwrap().path().join("bundles/c/config.json")).find(|file| file.exists()).unwrap();
         fs::copy(config, dir.join("config.json")).unwrap();
         fs::copy(node.path("creto/lib/jwks.json"), dir.join("jwks.json")).unwrap();
-        let key = &node.trust_root().keys()[0].key;
-        fs::write(dir.join("node.pub"), key.to_pem().unwrap()).unwrap();
+        fs::write(dir.join("node.pub"), node.trust_root().keys()[0].key.to_pem().unwrap()).unwrap();
         node.remove("c");
         Self { dir, _node: node }
     }
