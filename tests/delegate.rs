@@ -107,7 +107,7 @@ fn the_containers_of_a_pod_share_the_downstream_and_keep_its_backend() {
     assert_eq!(events.until("one", "delete"), ["create", "start", "exit", "delete"]);
     let other = [&member[..], &["--annotation", "creto.dev/backend=gvisor"]].concat();
     let said = node.run("two", &other, &["true"]);
-    assert!(said.status != 0 && said.stderr.contains("made by runc"), "{said:?}");
+    assert!(said.status != 0 && said.stderr.contains("the pod's sandbox has runc"), "{said:?}");
     node.ctr(&["container", "rm", "two"]);
     assert_eq!(node.task("pod").unwrap().1, "RUNNING");
     node.remove("pod");

@@ -351,7 +351,8 @@ fn a_pod_shares_one_vm_and_ends_with_its_sandbox() {
     assert!(place(format!("delete c2 {pid} 0")) < place(format!("exit c2 c2 {pid} 137")));
     kata.kill("c1", "", Signal::SIGKILL).unwrap();
     assert_eq!(kata.wait("c1", "").unwrap().0, 137);
-    assert_eq!(kata.wait("c3", "").unwrap().0, 255);
+    // §4: which of the two is a race in Kata, and here.
+    assert!(matches!(kata.wait("c3", "").unwrap().0, 137 | 255));
 }
 
 #[test]
