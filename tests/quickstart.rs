@@ -19,7 +19,10 @@ fn it_shows_the_sandbox_s_kernel_and_what_it_cost_and_leaves_nothing() {
     assert!(said.text().contains("spiffe://example.org/agents/quickstart/sandbox/quickstart"), "who it is: {said:?}");
     let forged = r#"Error: VerificationResult::Invalid { reason: "Ed25519 signature invalid" }"#;
     assert!(said.stderr.contains(forged), "the flipped byte: {said:?}");
-    assert!(said.text().contains("AttestationIssued") && said.text().contains("SandboxDeleted"), "the record: {said:?}");
+    assert!(
+        said.text().contains("AttestationIssued") && said.text().contains("SandboxDeleted"),
+        "the record: {said:?}"
+    );
 }
 
 #[test]
