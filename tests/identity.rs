@@ -1,7 +1,9 @@
 //! Every sandbox works for somebody, or for nobody and says so: whom, is checked before it is made and shown inside it.
 
 use std::fs;
+use std::path::Path;
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 
 use crate::harness::trust::{Agent, claims};
@@ -114,14 +116,21 @@ fn run_creto_is_there_and_read_only_in_any_image_and_for_any_user() {
         let said = node.run(id, options, &["sh", "-c", list]);
         assert_eq!(said.text(), expected, "{id}: {said:?}");
     }
-    // An image whose /run is a link, as many are.
     let root = node.path("rootfs");
     fs::create_dir(&root).unwrap();
     crate::harness::images::unpack(&root);
+    // A root that nobody can write to, as containerd mounts a view of an image.
+    let view = node.path("merged");
+    bind(&root, &view, MsFlags::MS_RDONLY);
+    node.note("view");
+    let run = ["run", "--rm", "--rootfs", "--runtime", crate::harness::containerd::RUNTIME, "--env", "PATH=/bin"];
+    let said = node.ctr(&[&run[..], &[view.to_str().unwrap(), "view", "/bin/sh", "-c", list]].concat());
+    umount2(&view, MntFlags::empty()).unwrap();
+    assert_eq!(said.text(), expected, "{said:?}");
+    // An image whose /run is a link, as many are.
     fs::create_dir_all(root.join("var/run")).unwrap();
     std::os::unix::fs::symlink("/var/run", root.join("run")).unwrap();
     node.note("linked");
-    let run = ["run", "--rm", "--rootfs", "--runtime", crate::harness::containerd::RUNTIME, "--env", "PATH=/bin"];
     let said = node.ctr(&[&run[..], &[root.to_str().unwrap(), "linked", "/bin/sh", "-c", list]].concat());
     assert_eq!(said.text(), expected, "{said:?}");
     node.assert_nothing_left();
@@ -162,4 +171,9 @@ fn the_containers_of_a_pod_share_its_identity_and_its_statement() {
     node.ctr(&["container", "rm", "two"]);
     node.remove("pod");
     node.assert_nothing_left();
+}
+
+fn bind(from: &Path, to: &Path, flags: MsFlags) {
+    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+    mount(None::<&str>, to, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags, None::<&str>).unwrap();
 }

@@ -19,6 +19,11 @@ pub fn read(bundle: &Path) -> Result<Value, TaskError> {
     Ok(spec)
 }
 
+/// The root file system of a spec that `read` has read.
+pub fn root(spec: &Value) -> &Path {
+    Path::new(spec.pointer("/root/path").and_then(Value::as_str).unwrap_or_default())
+}
+
 /// The program that the container is told to run is there, or the error says what is not. A restored container's is in
 /// its checkpoint as well.
 pub fn find_program(spec: &Value) -> Result<(), Missing> {

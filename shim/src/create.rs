@@ -11,6 +11,7 @@ use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task as ev;
 use containerd_shim_protos::protobuf::MessageField;
 use nix::sys::signal::Signal;
+use serde_json::json;
 use trust::attestation::predicate::Launch;
 use trust::audit::Event;
 
@@ -93,10 +94,14 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
     *step = "hardening";
     let hooks = Hooks::take(&mut spec, id, &theirs)?;
     let mut spec = harden::harden(harden::real_sources(spec), asked.profile, kind)?;
-    bound.enter(id, &mut spec)?;
 
     *step = "rootfs";
-    mounts::mount_all(&req.rootfs, &theirs.join("rootfs")).map_err(|why| TaskError::host("rootfs", why))?;
+    let rootfs = theirs.join("rootfs");
+    mounts::mount_all(&req.rootfs, &rootfs).map_err(|why| TaskError::host("rootfs", why))?;
+    if mounts::make_room(bundle::root(&spec), &rootfs, &ours).map_err(|why| TaskError::host("rootfs", why))? {
+        spec["root"] = json!({"path": rootfs, "readonly": true}); // as it was
+    }
+    bound.enter(id, &mut spec)?;
     bundle::find_mounts(&spec)?;
     bundle::find_program(&spec)?;
 

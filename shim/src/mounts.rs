@@ -1,9 +1,11 @@
 //! Rootfs mounts that containerd asks for, and their undo.
 
+use std::fs;
 use std::path::Path;
 
 use containerd_shim_protos::api::Mount;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statvfs::{FsFlags, statvfs};
 
 /// Mount options that are flags; `(name, flag, whether it clears)`.
 const FLAGS: [(&str, MsFlags, bool); 18] = [
@@ -67,6 +69,22 @@ fn mount_one(m: &Mount, target: &Path) -> nix::Result<()> {
         mount(None::<&str>, target, None::<&str>, flags | MsFlags::MS_REMOUNT, None::<&str>)?;
     }
     Ok(())
+}
+
+/// A root that nobody can write to (containerd mounts a view so) has no place for a mount that the image does not foresee: one
+/// is made in a layer of ours above it, at `rootfs`, with its files in `scratch`. Whether there is such a layer.
+pub fn make_room(root: &Path, rootfs: &Path, scratch: &Path) -> Result<bool, String> {
+    if !statvfs(root).is_ok_and(|of| of.flags().contains(FsFlags::ST_RDONLY)) {
+        return Ok(false);
+    }
+    let (upper, work) = (scratch.join("upper"), scratch.join("work"));
+    for dir in [&upper, &work, &rootfs.to_owned()] {
+        fs::create_dir_all(dir).map_err(|e| format!("creating {}: {e}", dir.display()))?;
+    }
+    let layers = format!("lowerdir={},upperdir={},workdir={}", root.display(), upper.display(), work.display());
+    mount(Some("overlay"), rootfs, Some("overlay"), MsFlags::empty(), Some(layers.as_str()))
+        .map_err(|e| format!("mounting a layer above {}: {e}", root.display()))?;
+    Ok(true)
 }
 
 /// Unmounts everything stacked at a rootfs; nothing mounted is fine. Lazily, since a dying sandbox may hold it still.
