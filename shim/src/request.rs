@@ -1,7 +1,9 @@
 //! What one Create asks of us, beside the container itself: annotations over settings. Pure but for looking at files.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -94,9 +96,9 @@ impl SandboxRequest {
     pub fn token(&self) -> Result<Option<Zeroizing<String>>, TaskError> {
         let Some(path) = &self.token_file else { return Ok(None) };
         let read = || {
-            let file = File::open(path).ok().filter(|file| file.metadata().is_ok_and(|meta| meta.is_file()))?;
-            let mut token = Zeroizing::new(String::new());
-            file.take(token::MAX_BYTES as u64 + 2).read_to_string(&mut token).ok()?;
+            let longest = token::MAX_BYTES as u64 + 2;
+            let mut token = Zeroizing::new(String::with_capacity(longest as usize)); // never moved: no copy stays
+            open_regular(path).ok()?.take(longest).read_to_string(&mut token).ok()?;
             Some(Zeroizing::new(token.trim().to_owned()))
         };
         match read().filter(|_| path.is_absolute()) {
@@ -149,6 +151,17 @@ impl SandboxRequest {
             (Some(asked), Maker::Delegate(name, _)) => refused(RUNSC_PATH, asked.display().to_string(), name.clone()),
         }
     }
+}
+
+/// Opens a regular file by a name that is not to be trusted. Nothing else is so much as opened: that alone would wait for
+/// the writer of a FIFO for ever, or set off a watchdog. Nor is a file waited for (`/proc/kmsg` is a regular one).
+fn open_regular(path: &Path) -> io::Result<File> {
+    let open = |path: &Path, flags| OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let named = open(path, libc::O_PATH)?;
+    if !named.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    open(Path::new(&format!("/proc/self/fd/{}", named.as_raw_fd())), libc::O_NONBLOCK)
 }
 
 /// A path that the operator allows; symbolic links do not lead out.
@@ -231,8 +244,10 @@ mod tests {
         let settings = Settings::default();
         let read = |path: &str| parse(AGENT_TOKEN_FILE, path, &settings).unwrap().token().map_err(|e| e.to_string());
         assert_eq!(read(path.to_str().unwrap()).unwrap().unwrap().as_str(), "a.b.c");
-        let errors =
-            [dir.path().to_str().unwrap(), "/nonexistent", "relative", "/dev/zero"].map(|bad| read(bad).unwrap_err());
+        let fifo = dir.path().join("fifo"); // which nobody ever writes to
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let errors = [dir.path().to_str().unwrap(), "/nonexistent", "relative", "/dev/zero", fifo.to_str().unwrap()]
+            .map(|bad| read(bad).unwrap_err());
         assert!(
             errors.iter().all(|error| error.ends_with("is no absolute path of a file that has a token")),
             "{errors:?}"
