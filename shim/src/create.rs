@@ -79,7 +79,7 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
         "" => (None, Launch::Cold {}),
         from => {
             let kept = keep(Path::new(from), checkpoint(&ours)).await?;
-            let restored_from = manifest(&kept).map_err(|e| TaskError::host("reading the checkpoint", e))?;
+            let restored_from = manifest(&kept).await.map_err(|e| TaskError::host("reading the checkpoint", e))?;
             (Some(kept), Launch::Restored { restored_from })
         }
     };
