@@ -113,8 +113,8 @@ fn read(source: impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
 /// What a provider prints. It has its own stderr nowhere: what it says of a secret is nobody's to read.
 async fn run(command: &mut Command) -> io::Result<Zeroizing<Vec<u8>>> {
     // A group of its own, which is killed with it: what it leaves behind may hold its stdout for ever.
-    let mut child =
-        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = reaper::spawn(command)?;
     let pid = child.id() as i32;
     let stdout = child.stdout.take().ok_or_else(|| io::Error::other("it has no stdout"))?;
     let value = tokio::task::spawn_blocking(move || read(stdout));
