@@ -24,7 +24,7 @@ use crate::paths;
 use crate::ports::Ports;
 use crate::request::SandboxRequest;
 use crate::run_dir::{self, Readers, RunDir};
-use crate::secrets::Secrets;
+use crate::secrets::{SecretRef, Secrets};
 use crate::settings::Settings;
 
 /// What a workload may reach where nobody says: nothing.
@@ -42,6 +42,7 @@ pub struct Bound {
     backend: String,
     about: About,
     identity: Identity,
+    asked_secrets: Vec<SecretRef>,
     secrets: Secrets,
     launch: Launch,
     policy: Digest,
@@ -104,7 +105,8 @@ impl Bound {
         let credential = credential.map_err(|e| TaskError::host("the sandbox's token", e))?;
         let state = Mutex::new(State { credential, dirs: BTreeMap::new(), facts: None, ended: false, current: None });
         let (place, backend) = (place.clone(), backend.to_owned());
-        Ok(Self { ports, place, sandbox, backend, about, identity, secrets, launch, policy, state })
+        let asked_secrets = asked.secrets.clone();
+        Ok(Self { ports, place, sandbox, backend, about, identity, asked_secrets, secrets, launch, policy, state })
     }
 
     /// What makes it.
@@ -115,6 +117,11 @@ impl Bound {
     /// For whom the sandbox works.
     pub fn agent(&self) -> Option<&AgentId> {
         self.identity.agent()
+    }
+
+    /// What its containers may know.
+    pub fn secrets(&self) -> &[SecretRef] {
+        &self.asked_secrets
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -128,7 +128,7 @@ impl SandboxRequest {
 
     /// A further container of a pod asks for nothing else than the pod's sandbox is; whom it works for was settled with the
     /// first one.
-    pub fn agrees(&self, pod: &Maker, agent: Option<&AgentId>) -> Result<(), TaskError> {
+    pub fn agrees(&self, pod: &Maker, agent: Option<&AgentId>, secrets: &[SecretRef]) -> Result<(), TaskError> {
         let refused = |key: &str, asked: String, has: String| {
             let why = format!("annotation {key}: {asked}, but the pod's sandbox has {has}; give both the same");
             Err(TaskError::Invalid(why))
@@ -138,6 +138,9 @@ impl SandboxRequest {
         }
         if let Some(asked) = self.agent.as_ref().filter(|asked| Some(*asked) != agent) {
             return refused(AGENT, asked.to_string(), agent.map_or("no agent".into(), ToString::to_string));
+        }
+        if !self.secrets.is_empty() && self.secrets != secrets {
+            return refused(SECRETS, list(&self.secrets), list(secrets));
         }
         match (&self.runsc, pod) {
             (None, _) => Ok(()),
@@ -150,6 +153,14 @@ impl SandboxRequest {
             }
             (Some(asked), Maker::Delegate(name, _)) => refused(RUNSC_PATH, asked.display().to_string(), name.clone()),
         }
+    }
+}
+
+/// Secrets by their names, for people.
+fn list(secrets: &[SecretRef]) -> String {
+    match secrets {
+        [] => "none".into(),
+        all => all.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
     }
 }
 
@@ -220,18 +231,24 @@ mod tests {
     fn a_container_of_a_pod_gets_the_pods_sandbox_or_is_told_what_it_is() {
         let settings = Settings { backend: KATA.into(), ..Settings::default() };
         let gvisor = Maker::Gvisor(None);
-        SandboxRequest::default().agrees(&gvisor, None).unwrap(); // the default does not matter where nothing was asked for
-        parse(BACKEND, "gvisor", &settings).unwrap().agrees(&gvisor, None).unwrap();
-        let error = parse(BACKEND, "kata", &settings).unwrap().agrees(&gvisor, None).unwrap_err().to_string();
+        SandboxRequest::default().agrees(&gvisor, None, &[]).unwrap(); // the default does not matter where nothing was asked for
+        parse(BACKEND, "gvisor", &settings).unwrap().agrees(&gvisor, None, &[]).unwrap();
+        let error = parse(BACKEND, "kata", &settings).unwrap().agrees(&gvisor, None, &[]).unwrap_err().to_string();
         assert!(error.contains("kata") && error.contains("has gvisor"), "{error}");
         let canary = SandboxRequest { runsc: Some("/opt/runsc".into()), ..Default::default() };
-        canary.agrees(&Maker::Gvisor(Some("/opt/runsc".into())), None).unwrap();
-        assert!(canary.agrees(&gvisor, None).unwrap_err().to_string().contains("the runsc in PATH"));
+        canary.agrees(&Maker::Gvisor(Some("/opt/runsc".into())), None, &[]).unwrap();
+        assert!(canary.agrees(&gvisor, None, &[]).unwrap_err().to_string().contains("the runsc in PATH"));
         let agents = ["a", "b"].map(|name| format!("spiffe://example.org/{name}"));
         let asked = parse(AGENT, &agents[0], &settings).unwrap();
-        asked.agrees(&gvisor, Some(&agents[0].parse().unwrap())).unwrap();
+        asked.agrees(&gvisor, Some(&agents[0].parse().unwrap()), &[]).unwrap();
         for other in [None, Some(agents[1].parse().unwrap())] {
-            assert!(asked.agrees(&gvisor, other.as_ref()).unwrap_err().to_string().contains(AGENT));
+            assert!(asked.agrees(&gvisor, other.as_ref(), &[]).unwrap_err().to_string().contains(AGENT));
+        }
+        let asked = parse(SECRETS, "file:a", &settings).unwrap();
+        asked.agrees(&gvisor, None, &asked.secrets).unwrap();
+        SandboxRequest::default().agrees(&gvisor, None, &asked.secrets).unwrap();
+        for other in [vec![], vec![SecretRef::File("b".into())], vec![SecretRef::Command("a".into())]] {
+            assert!(asked.agrees(&gvisor, None, &other).unwrap_err().to_string().contains(SECRETS));
         }
         assert!(canary.maker(&settings).unwrap_err().to_string().contains("the backend is kata"));
     }

@@ -1,6 +1,7 @@
 //! Secrets for a workload: named by the request, looked up where the operator says, delivered as files that only the
 //! workload reads. Their values are in no spec, environment, log, statement or record, and are wiped from memory after use.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
@@ -57,6 +58,15 @@ impl SecretRef {
     fn name(&self) -> &str {
         match self {
             Self::File(name) | Self::Command(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for SecretRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(name) => write!(f, "file:{name}"),
+            Self::Command(name) => write!(f, "command:{name}"),
         }
     }
 }

@@ -165,7 +165,7 @@ impl Pod {
         let none = || TaskError::NotFound(format!("the sandbox of pod {}", self.place.group));
         let Sandbox { maker, backend, bound } = self.sandbox().clone().ok_or_else(none)?;
         let bound = bound.ok_or_else(none)?;
-        asked.agrees(&maker, bound.agent())?;
+        asked.agrees(&maker, bound.agent(), bound.secrets())?;
         Ok((backend, bound, BackendKind::of(&maker)))
     }
 
