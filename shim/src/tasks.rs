@@ -276,8 +276,9 @@ impl Pod {
                 (other.id == key.id && !other.is_init() && runs).then(|| p.done.subscribe())
             };
             let execs: Vec<_> = self.table().iter().filter_map(running).collect();
+            let until = tokio::time::Instant::now() + EXECS_FIRST; // for all together
             for mut done in execs {
-                let _ = tokio::time::timeout(EXECS_FIRST, done.wait_for(Option::is_some)).await;
+                let _ = tokio::time::timeout_at(until, done.wait_for(Option::is_some)).await;
             }
         }
         let oom_killed = self.publish_oom(key);
