@@ -98,7 +98,10 @@ impl Bound {
         })?;
         about.agent = identity.agent().map(|agent| agent.to_string().as_str().into());
         let policy = policy(&identity)?;
-        let secrets = Secrets::resolve(&asked.secrets, &settings.secrets).await?;
+        let secrets = Secrets::resolve(&asked.secrets, &settings.secrets).await.inspect_err(|error| {
+            let error = error.to_string().as_str().into(); // whoever tries out names is seen
+            ports.record.record(&about, Event::SandboxCreateFailed { step: "secrets".into(), error });
+        })?;
         let signer = ports.keyring.signer().map_err(|e| TaskError::host("the node's signing key", e))?;
         let now = ports.clock().timestamp();
         let credential = workload::issue(&signer, &ports.issuer, &identity, &sandbox.id, now, ports.token_lifetime);
