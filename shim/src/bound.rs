@@ -199,12 +199,23 @@ impl Bound {
         Ok(())
     }
 
+    /// What is stated has changed, or is about to end: says it anew, signed.
+    pub fn updated(&self) -> Result<(), TaskError> {
+        let issued = self.issue()?;
+        self.record(vec![issued]);
+        Ok(())
+    }
+
     /// Issues a statement that takes the place of the current one, and puts it where it is read.
     fn issue(&self) -> Result<Event, TaskError> {
         let doing = |e: &dyn std::fmt::Display| TaskError::host("attesting the sandbox", e);
         let mut state = self.state();
-        let Some((facts, pid)) = state.facts.clone() else { return Err(doing(&"it has ended, or was not made yet")) };
-        let fence = attest::fence(pid); // each time: a renewed statement is not about what once was
+        let Some((mut facts, pid)) = state.facts.clone() else {
+            return Err(doing(&"it has ended, or was not made yet"));
+        };
+        // Each time: a renewed statement is not about what once was.
+        let fence = attest::fence(pid);
+        facts.hardening.limits = attest::limits(pid);
         let signer = self.ports.keyring.signer().map_err(|e| doing(&e))?;
         let now = self.ports.clock().timestamp();
         let observed = Observed {
@@ -284,8 +295,7 @@ impl Bound {
             self.renew_token()?;
         }
         if statement {
-            let issued = self.issue()?;
-            self.record(vec![issued]);
+            self.updated()?;
         }
         Ok(())
     }

@@ -143,6 +143,9 @@ impl Task for Service {
     async fn update(&self, _: &TtrpcContext, req: UpdateTaskRequest) -> Answer<Empty> {
         self.0.with(&Key::init(&req.id), |_| ())?;
         self.0.backend()?.update(&req.id, &req.resources).await?;
+        if let Some(bound) = self.0.bound().filter(|_| self.0.begins_with(&req.id)) {
+            bound.updated()?;
+        }
         Ok(Empty::new())
     }
 
