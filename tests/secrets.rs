@@ -52,6 +52,8 @@ fn a_secret_that_is_not_there_fails_the_create_and_names_it() {
         assert!(said.status != 0 && said.stderr.contains(expected), "{reference}: {said:?}");
         node.ctr(&["container", "rm", "c"]);
     }
+    let failed = node.recorded("c").into_iter().filter(|event| event == "SandboxCreateFailed").count();
+    assert_eq!(failed, 2, "whoever tries out names is seen");
     node.assert_nothing_left();
 }
 

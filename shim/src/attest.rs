@@ -43,7 +43,8 @@ pub fn fence(pid: i32) -> Option<Fence> {
     sealed.then(|| Fence { mechanism: "sealed".into(), digest: Digest::of(interfaces.join("\n").as_bytes()) })
 }
 
-fn limits(pid: i32) -> Limits {
+/// What of the host a sandbox may use; nothing is said of one whose process is gone.
+pub fn limits(pid: i32) -> Limits {
     Cgroup::of(pid).map(|cgroup| cgroup.limits()).unwrap_or_default()
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use trust::attestation::predicate::{Fence, Image, Launch, Sandbox};
-use trust::attestation::{self, Observed};
+use trust::attestation::{self as statement, Observed};
 use trust::audit::{About, Audit, Event};
 use trust::clock::Timestamp;
 use trust::digest::Digest;
@@ -17,20 +17,22 @@ use trust::id::AgentId;
 use trust::identity::workload::{self, Credential};
 use trust::identity::{Claim, Identity};
 
-use crate::attest::Facts;
+use crate::attest::{self, Facts};
 use crate::backend::Place;
 use crate::error::TaskError;
 use crate::paths;
 use crate::ports::Ports;
 use crate::request::SandboxRequest;
 use crate::run_dir::{self, Readers, RunDir};
-use crate::secrets::Secrets;
+use crate::secrets::{SecretRef, Secrets};
 use crate::settings::Settings;
 
 /// What a workload may reach where nobody says: nothing.
 const DENY_ALL: &[u8] = b"{\"rules\":[]}";
 /// After a renewal that failed.
 const AGAIN: Duration = Duration::from_secs(60);
+/// What is due is looked at so often: the clock may be set, and stands still for timers while the machine sleeps.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// The bonds of one sandbox.
 pub struct Bound {
@@ -40,6 +42,7 @@ pub struct Bound {
     backend: String,
     about: About,
     identity: Identity,
+    asked_secrets: Vec<SecretRef>,
     secrets: Secrets,
     launch: Launch,
     policy: Digest,
@@ -51,7 +54,10 @@ struct State {
     credential: Credential,
     /// `/run/creto` of each container.
     dirs: BTreeMap<String, RunDir>,
-    facts: Option<Facts>,
+    /// Of the sandbox and its process on the host, as long as there is one.
+    facts: Option<(Facts, i32)>,
+    /// It has ended: nothing more is said of it.
+    ended: bool,
     /// The current statement, if there is one.
     current: Option<Current>,
 }
@@ -92,14 +98,18 @@ impl Bound {
         })?;
         about.agent = identity.agent().map(|agent| agent.to_string().as_str().into());
         let policy = policy(&identity)?;
-        let secrets = Secrets::resolve(&asked.secrets, &settings.secrets).await?;
+        let secrets = Secrets::resolve(&asked.secrets, &settings.secrets).await.inspect_err(|error| {
+            let error = error.to_string().as_str().into(); // whoever tries out names is seen
+            ports.record.record(&about, Event::SandboxCreateFailed { step: "secrets".into(), error });
+        })?;
         let signer = ports.keyring.signer().map_err(|e| TaskError::host("the node's signing key", e))?;
         let now = ports.clock().timestamp();
         let credential = workload::issue(&signer, &ports.issuer, &identity, &sandbox.id, now, ports.token_lifetime);
         let credential = credential.map_err(|e| TaskError::host("the sandbox's token", e))?;
-        let state = Mutex::new(State { credential, dirs: BTreeMap::new(), facts: None, current: None });
+        let state = Mutex::new(State { credential, dirs: BTreeMap::new(), facts: None, ended: false, current: None });
         let (place, backend) = (place.clone(), backend.to_owned());
-        Ok(Self { ports, place, sandbox, backend, about, identity, secrets, launch, policy, state })
+        let asked_secrets = asked.secrets.clone();
+        Ok(Self { ports, place, sandbox, backend, about, identity, asked_secrets, secrets, launch, policy, state })
     }
 
     /// What makes it.
@@ -110,6 +120,11 @@ impl Bound {
     /// For whom the sandbox works.
     pub fn agent(&self) -> Option<&AgentId> {
         self.identity.agent()
+    }
+
+    /// What its containers may know.
+    pub fn secrets(&self) -> &[SecretRef] {
+        &self.asked_secrets
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -139,9 +154,15 @@ impl Bound {
         Ok(())
     }
 
-    /// A container has ended: its secrets go at once, and the rest of its `/run/creto`.
+    /// A container has ended: its secrets go at once, and the rest of its `/run/creto`. With the one that the sandbox was
+    /// made for, all statements end.
     pub fn leave(&self, id: &str) {
-        match self.state().dirs.remove(id) {
+        let mut state = self.state();
+        if id == self.place.group {
+            state.ended = true;
+            state.facts = None;
+        }
+        match state.dirs.remove(id) {
             Some(dir) => dir.wipe(),
             None => run_dir::wipe(&self.run_dir(id)),
         }
@@ -152,11 +173,11 @@ impl Bound {
     }
 
     /// The sandbox is made: says so, signed. Returns what the record has to say of it.
-    pub fn attest(&self, facts: Facts, fence: Option<Fence>) -> Result<Vec<Event>, TaskError> {
+    pub fn attest(&self, facts: Facts, pid: i32) -> Result<Vec<Event>, TaskError> {
         let text = |digest: Digest| Some(digest.to_string().as_str().into());
         let (config_digest, policy_digest) = (text(facts.config), text(self.policy));
-        self.state().facts = Some(facts);
-        let issued = self.issue(fence)?;
+        self.state().facts = Some((facts, pid));
+        let issued = self.issue()?;
         let made = match &self.launch {
             Launch::Restored { restored_from } => {
                 let checkpoint = restored_from.to_string();
@@ -168,21 +189,33 @@ impl Bound {
     }
 
     /// The workload may run from here on: a new statement before, if the fence is another than the one that was attested.
-    pub fn starts(&self, fence: Option<Fence>, pid: i32) -> Result<(), TaskError> {
-        let mut events = Vec::new();
+    pub fn starts(&self, pid: i32) -> Result<(), TaskError> {
+        let (fence, mut events) = (attest::fence(pid), Vec::new());
         if self.state().current.as_ref().is_none_or(|current| current.fence != fence) {
-            events.push(self.issue(fence)?);
+            events.push(self.issue()?);
         }
         events.push(Event::SandboxStarted { pid: u32::try_from(pid).ok() });
         self.record(events);
         Ok(())
     }
 
+    /// What is stated has changed, or is about to end: says it anew, signed.
+    pub fn updated(&self) -> Result<(), TaskError> {
+        let issued = self.issue()?;
+        self.record(vec![issued]);
+        Ok(())
+    }
+
     /// Issues a statement that takes the place of the current one, and puts it where it is read.
-    fn issue(&self, fence: Option<Fence>) -> Result<Event, TaskError> {
+    fn issue(&self) -> Result<Event, TaskError> {
         let doing = |e: &dyn std::fmt::Display| TaskError::host("attesting the sandbox", e);
         let mut state = self.state();
-        let Some(facts) = state.facts.clone() else { return Err(doing(&"it was not made yet")) };
+        let Some((mut facts, pid)) = state.facts.clone() else {
+            return Err(doing(&"it has ended, or was not made yet"));
+        };
+        // Each time: a renewed statement is not about what once was.
+        let fence = attest::fence(pid);
+        facts.hardening.limits = attest::limits(pid);
         let signer = self.ports.keyring.signer().map_err(|e| doing(&e))?;
         let now = self.ports.clock().timestamp();
         let observed = Observed {
@@ -199,12 +232,14 @@ impl Bound {
         };
         let previous = state.current.as_ref().map(|current| current.digest);
         let envelope =
-            attestation::issue(observed, previous, &signer, now, self.ports.validity).map_err(|e| doing(&e))?;
+            statement::issue(observed, previous, &signer, now, self.ports.validity).map_err(|e| doing(&e))?;
         let digest = envelope.statement_digest();
         let json = envelope.to_json().map_err(|e| doing(&e))?;
-        keep(&paths::statements(&self.place.namespace, &self.place.group), &json).map_err(|e| doing(&e))?;
-        for dir in state.dirs.values() {
-            dir.put("attestation.dsse.json", json.as_bytes(), Readers::All).map_err(|e| doing(&e))?;
+        let kept = keep(&paths::statements(&self.place.namespace, &self.place.group), &json).map_err(|e| doing(&e))?;
+        let put = |dir: &RunDir| dir.put("attestation.dsse.json", json.as_bytes(), Readers::All);
+        if let Err(error) = state.dirs.values().try_for_each(put) {
+            let _ = fs::remove_file(kept); // the next one has the same predecessor, and a chain does not fork
+            return Err(doing(&error));
         }
         let renew_at = now.plus(self.ports.validity * 2 / 3);
         state.current = Some(Current { envelope: json, digest, fence, renew_at });
@@ -237,7 +272,7 @@ impl Bound {
             let mut next = Duration::ZERO;
             loop {
                 tokio::time::sleep(next).await;
-                let Some(bound) = bound.upgrade() else { return };
+                let Some(bound) = bound.upgrade().filter(|bound| !bound.state().ended) else { return };
                 next = match bound.refresh() {
                     Ok(()) => bound.until_next(),
                     Err(error) => {
@@ -260,9 +295,7 @@ impl Bound {
             self.renew_token()?;
         }
         if statement {
-            let fence = self.state().current.as_ref().and_then(|current| current.fence.clone());
-            let issued = self.issue(fence)?;
-            self.record(vec![issued]);
+            self.updated()?;
         }
         Ok(())
     }
@@ -270,7 +303,7 @@ impl Bound {
     fn until_next(&self) -> Duration {
         let (now, state) = (self.ports.clock().timestamp(), self.state());
         let statement = state.current.as_ref().map_or(state.credential.renew_at, |current| current.renew_at);
-        state.credential.renew_at.min(statement).since(now).max(Duration::from_secs(1))
+        state.credential.renew_at.min(statement).since(now).clamp(Duration::from_secs(1), LOOK)
     }
 
     /// Adds to the record; never fails, never waits.
@@ -287,13 +320,14 @@ fn policy(identity: &Identity) -> Result<Digest, TaskError> {
     Ok(Digest::of(&text))
 }
 
-/// Adds a statement to those that are kept of a sandbox: numbered, the newest last.
-fn keep(dir: &Path, envelope: &str) -> std::io::Result<()> {
+/// Adds a statement to those that are kept of a sandbox: numbered, the newest last. Returns where it is.
+fn keep(dir: &Path, envelope: &str) -> std::io::Result<PathBuf> {
     fs::create_dir_all(dir)?;
     let number = |entry: fs::DirEntry| entry.file_name().to_str()?.split('.').next()?.parse::<u32>().ok();
     let last = fs::read_dir(dir)?.flatten().filter_map(number).max().unwrap_or(0);
     let path = dir.join(format!("{:08}.dsse.json", last + 1));
     let fresh = dir.join(format!(".{}", std::process::id()));
     fs::write(&fresh, envelope)?;
-    fs::rename(fresh, path)
+    fs::rename(fresh, &path)?;
+    Ok(path)
 }

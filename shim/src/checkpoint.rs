@@ -41,7 +41,7 @@ pub async fn checkpoint(pod: &Pod, req: CheckpointTaskRequest) -> Result<(), Tas
     fs::create_dir_all(image).map_err(|e| TaskError::host(format!("creating {}", image.display()), e))?;
     pod.backend()?.checkpoint(&req.id, image, !exit).await?;
     if let Some(bound) = pod.bound() {
-        let manifest_digest = manifest(image).ok().map(|digest| digest.to_string().as_str().into());
+        let manifest_digest = manifest(image).await.ok().map(|digest| digest.to_string().as_str().into());
         bound.record(vec![Event::CheckpointCreated {
             checkpoint: req.path.as_str().into(),
             manifest_digest,
@@ -54,7 +54,13 @@ pub async fn checkpoint(pod: &Pod, req: CheckpointTaskRequest) -> Result<(), Tas
 }
 
 /// SHA-256 of what a checkpoint is made of: a line for each file, sorted, as sha256sum(1) prints it.
-pub fn manifest(image: &Path) -> io::Result<Digest> {
+pub async fn manifest(image: &Path) -> io::Result<Digest> {
+    let image = image.to_owned();
+    // Gigabytes, and the pod's other calls do not wait.
+    tokio::task::spawn_blocking(move || digest(&image)).await?
+}
+
+fn digest(image: &Path) -> io::Result<Digest> {
     let mut lines = BTreeSet::new();
     for file in fs::read_dir(image)? {
         let file = file?;
@@ -79,12 +85,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
         put("pages.img", "memory");
-        let first = manifest(dir.path()).unwrap();
-        assert_eq!(manifest(dir.path()).unwrap(), first);
+        let first = digest(dir.path()).unwrap();
+        assert_eq!(digest(dir.path()).unwrap(), first);
         put("pages.img", "memorY");
-        let second = manifest(dir.path()).unwrap();
+        let second = digest(dir.path()).unwrap();
         put("more.img", "");
         assert_ne!(first, second);
-        assert_ne!(manifest(dir.path()).unwrap(), second);
+        assert_ne!(digest(dir.path()).unwrap(), second);
     }
 }

@@ -80,7 +80,7 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
         "" => (None, Launch::Cold {}),
         from => {
             let kept = keep(Path::new(from), checkpoint(&ours)).await?;
-            let restored_from = manifest(&kept).map_err(|e| TaskError::host("reading the checkpoint", e))?;
+            let restored_from = manifest(&kept).await.map_err(|e| TaskError::host("reading the checkpoint", e))?;
             (Some(kept), Launch::Restored { restored_from })
         }
     };
@@ -118,7 +118,7 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
     *step = "attestation"; // what is there, read back; not what was asked for
     if pod.begins_with(id) {
         let facts = attest::facts(bound.backend(), &backend.ran()?, &ours, pid).await?;
-        let events = bound.attest(facts, attest::fence(pid))?;
+        let events = bound.attest(facts, pid)?;
         bound.record(events);
         bound.keep_fresh();
     }
@@ -183,7 +183,7 @@ async fn start_init(pod: &Arc<Pod>, key: &Key) -> Result<(), TaskError> {
     let (hooks, pid) = pod.with(key, |p| (p.hooks.clone(), p.pid))?;
     if let Some(bound) = pod.bound().filter(|_| pod.begins_with(&key.id)) {
         // ctr --cni and nerdctl wire the network between Create and Start.
-        bound.starts(attest::fence(pid), pid)?;
+        bound.starts(pid)?;
     }
     pod.backend()?.start(&key.id, saved.exists().then_some(saved.as_path())).await?;
     let _ = fs::remove_dir_all(&saved); // most have none

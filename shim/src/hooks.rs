@@ -86,7 +86,7 @@ impl Hooks {
             let output = File::create(&log).map_err(io)?;
             let mut command = hook.command();
             command.stdin(File::open(&state).map_err(io)?).stdout(output.try_clone().map_err(io)?).stderr(output);
-            let child = command.spawn().map_err(io)?.id() as i32;
+            let child = reaper::spawn(&mut command).map_err(io)?.id() as i32;
             let patience = hook.timeout.map_or(PATIENCE, Duration::from_secs);
             let Ok(exit) = tokio::time::timeout(patience, reaper::exit_of(child)).await else {
                 let _ = kill(Pid::from_raw(child), Signal::SIGKILL);

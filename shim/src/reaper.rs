@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::SystemTime;
 
 use nix::errno::Errno;
@@ -81,9 +81,17 @@ pub async fn exit_of(pid: i32) -> Exit {
     }
 }
 
+/// Starts a command whose end `exit_of` is asked for.
+pub fn spawn(command: &mut Command) -> io::Result<Child> {
+    let child = command.spawn()?;
+    // An exit that is kept under its pid is another process's, which had the pid before: nothing was reaped since.
+    TABLE.with_borrow_mut(|table| table.early.retain(|(pid, _)| *pid != child.id() as i32));
+    Ok(child)
+}
+
 /// Runs a command to its end.
 pub async fn run_to_end(command: &mut Command) -> io::Result<Exit> {
-    let pid = command.spawn()?.id() as i32;
+    let pid = spawn(command)?.id() as i32;
     Ok(exit_of(pid).await)
 }
 
@@ -101,6 +109,17 @@ mod tests {
         let reaping = tokio::spawn(run());
         assert_eq!(run_to_end(Command::new("sh").args(["-c", "exit 7"])).await.unwrap().status, 7);
         assert_eq!(run_to_end(Command::new("sh").args(["-c", "kill -9 $$"])).await.unwrap().status, 137);
+        reaping.abort();
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_pid_that_was_another_ones_before_does_not_end_with_it() {
+        let _alone = ALONE.lock().await;
+        let reaping = tokio::spawn(run());
+        let before = Command::new("true").spawn().unwrap().id() as i32;
+        let stale = Exit { status: 99, at: SystemTime::now() };
+        TABLE.with_borrow_mut(|table| table.early.extend((before + 1..before + 1000).map(|pid| (pid, stale))));
+        assert_eq!(run_to_end(&mut Command::new("true")).await.unwrap().status, 0);
         reaping.abort();
     }
 }

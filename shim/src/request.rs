@@ -1,7 +1,9 @@
 //! What one Create asks of us, beside the container itself: annotations over settings. Pure but for looking at files.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -94,9 +96,9 @@ impl SandboxRequest {
     pub fn token(&self) -> Result<Option<Zeroizing<String>>, TaskError> {
         let Some(path) = &self.token_file else { return Ok(None) };
         let read = || {
-            let file = File::open(path).ok().filter(|file| file.metadata().is_ok_and(|meta| meta.is_file()))?;
-            let mut token = Zeroizing::new(String::new());
-            file.take(token::MAX_BYTES as u64 + 2).read_to_string(&mut token).ok()?;
+            let longest = token::MAX_BYTES as u64 + 2;
+            let mut token = Zeroizing::new(String::with_capacity(longest as usize)); // never moved: no copy stays
+            open_regular(path).ok()?.take(longest).read_to_string(&mut token).ok()?;
             Some(Zeroizing::new(token.trim().to_owned()))
         };
         match read().filter(|_| path.is_absolute()) {
@@ -126,7 +128,7 @@ impl SandboxRequest {
 
     /// A further container of a pod asks for nothing else than the pod's sandbox is; whom it works for was settled with the
     /// first one.
-    pub fn agrees(&self, pod: &Maker, agent: Option<&AgentId>) -> Result<(), TaskError> {
+    pub fn agrees(&self, pod: &Maker, agent: Option<&AgentId>, secrets: &[SecretRef]) -> Result<(), TaskError> {
         let refused = |key: &str, asked: String, has: String| {
             let why = format!("annotation {key}: {asked}, but the pod's sandbox has {has}; give both the same");
             Err(TaskError::Invalid(why))
@@ -136,6 +138,9 @@ impl SandboxRequest {
         }
         if let Some(asked) = self.agent.as_ref().filter(|asked| Some(*asked) != agent) {
             return refused(AGENT, asked.to_string(), agent.map_or("no agent".into(), ToString::to_string));
+        }
+        if !self.secrets.is_empty() && self.secrets != secrets {
+            return refused(SECRETS, list(&self.secrets), list(secrets));
         }
         match (&self.runsc, pod) {
             (None, _) => Ok(()),
@@ -149,6 +154,25 @@ impl SandboxRequest {
             (Some(asked), Maker::Delegate(name, _)) => refused(RUNSC_PATH, asked.display().to_string(), name.clone()),
         }
     }
+}
+
+/// Secrets by their names, for people.
+fn list(secrets: &[SecretRef]) -> String {
+    match secrets {
+        [] => "none".into(),
+        all => all.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+    }
+}
+
+/// Opens a regular file by a name that is not to be trusted. Nothing else is so much as opened: that alone would wait for
+/// the writer of a FIFO for ever, or set off a watchdog. Nor is a file waited for (`/proc/kmsg` is a regular one).
+fn open_regular(path: &Path) -> io::Result<File> {
+    let open = |path: &Path, flags| OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let named = open(path, libc::O_PATH)?;
+    if !named.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    open(Path::new(&format!("/proc/self/fd/{}", named.as_raw_fd())), libc::O_NONBLOCK)
 }
 
 /// A path that the operator allows; symbolic links do not lead out.
@@ -207,18 +231,24 @@ mod tests {
     fn a_container_of_a_pod_gets_the_pods_sandbox_or_is_told_what_it_is() {
         let settings = Settings { backend: KATA.into(), ..Settings::default() };
         let gvisor = Maker::Gvisor(None);
-        SandboxRequest::default().agrees(&gvisor, None).unwrap(); // the default does not matter where nothing was asked for
-        parse(BACKEND, "gvisor", &settings).unwrap().agrees(&gvisor, None).unwrap();
-        let error = parse(BACKEND, "kata", &settings).unwrap().agrees(&gvisor, None).unwrap_err().to_string();
+        SandboxRequest::default().agrees(&gvisor, None, &[]).unwrap(); // the default does not matter where nothing was asked for
+        parse(BACKEND, "gvisor", &settings).unwrap().agrees(&gvisor, None, &[]).unwrap();
+        let error = parse(BACKEND, "kata", &settings).unwrap().agrees(&gvisor, None, &[]).unwrap_err().to_string();
         assert!(error.contains("kata") && error.contains("has gvisor"), "{error}");
         let canary = SandboxRequest { runsc: Some("/opt/runsc".into()), ..Default::default() };
-        canary.agrees(&Maker::Gvisor(Some("/opt/runsc".into())), None).unwrap();
-        assert!(canary.agrees(&gvisor, None).unwrap_err().to_string().contains("the runsc in PATH"));
+        canary.agrees(&Maker::Gvisor(Some("/opt/runsc".into())), None, &[]).unwrap();
+        assert!(canary.agrees(&gvisor, None, &[]).unwrap_err().to_string().contains("the runsc in PATH"));
         let agents = ["a", "b"].map(|name| format!("spiffe://example.org/{name}"));
         let asked = parse(AGENT, &agents[0], &settings).unwrap();
-        asked.agrees(&gvisor, Some(&agents[0].parse().unwrap())).unwrap();
+        asked.agrees(&gvisor, Some(&agents[0].parse().unwrap()), &[]).unwrap();
         for other in [None, Some(agents[1].parse().unwrap())] {
-            assert!(asked.agrees(&gvisor, other.as_ref()).unwrap_err().to_string().contains(AGENT));
+            assert!(asked.agrees(&gvisor, other.as_ref(), &[]).unwrap_err().to_string().contains(AGENT));
+        }
+        let asked = parse(SECRETS, "file:a", &settings).unwrap();
+        asked.agrees(&gvisor, None, &asked.secrets).unwrap();
+        SandboxRequest::default().agrees(&gvisor, None, &asked.secrets).unwrap();
+        for other in [vec![], vec![SecretRef::File("b".into())], vec![SecretRef::Command("a".into())]] {
+            assert!(asked.agrees(&gvisor, None, &other).unwrap_err().to_string().contains(SECRETS));
         }
         assert!(canary.maker(&settings).unwrap_err().to_string().contains("the backend is kata"));
     }
@@ -231,8 +261,10 @@ mod tests {
         let settings = Settings::default();
         let read = |path: &str| parse(AGENT_TOKEN_FILE, path, &settings).unwrap().token().map_err(|e| e.to_string());
         assert_eq!(read(path.to_str().unwrap()).unwrap().unwrap().as_str(), "a.b.c");
-        let errors =
-            [dir.path().to_str().unwrap(), "/nonexistent", "relative", "/dev/zero"].map(|bad| read(bad).unwrap_err());
+        let fifo = dir.path().join("fifo"); // which nobody ever writes to
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let errors = [dir.path().to_str().unwrap(), "/nonexistent", "relative", "/dev/zero", fifo.to_str().unwrap()]
+            .map(|bad| read(bad).unwrap_err());
         assert!(
             errors.iter().all(|error| error.ends_with("is no absolute path of a file that has a token")),
             "{errors:?}"

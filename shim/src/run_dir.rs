@@ -3,7 +3,7 @@
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -34,12 +34,19 @@ impl RunDir {
     pub fn make(path: &Path, spec: &Value) -> io::Result<Self> {
         let id = |pointer: &str| spec.pointer(pointer).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
         let owner = (id("/process/user/uid").unwrap_or(0), id("/process/user/gid").unwrap_or(0));
-        // Not for others on the host to walk through: the gofer does, as root.
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(path)?;
-        let dir = Self { path: path.to_owned(), owner };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path.join(SECRETS))?;
-        chown(path.join(SECRETS), Some(owner.0), Some(owner.1))?;
-        Ok(dir)
+        // Not for others on the host to walk through, who may have the workload's user id: a backend does, as root. In a
+        // user namespace it is not the host's root any more.
+        let mapped = spec.pointer("/linux/uidMappings").is_some_and(|mappings| !mappings.is_null());
+        if let Some(above) = path.parent() {
+            fs::DirBuilder::new().recursive(true).mode(if mapped { 0o711 } else { 0o700 }).create(above)?;
+        }
+        // Whatever the umask is, the workload walks through these. None is its own: who owns a directory can put a link
+        // into it, where root writes.
+        for dir in [path, &path.join(SECRETS)] {
+            fs::DirBuilder::new().recursive(true).create(dir)?;
+            fs::set_permissions(dir, Permissions::from_mode(0o755))?;
+        }
+        Ok(Self { path: path.to_owned(), owner })
     }
 
     /// Adds the mount to a spec, above whatever the spec mounts at `/run`.
@@ -54,13 +61,15 @@ impl RunDir {
 
     /// Puts or replaces a file; nobody ever sees half of it.
     pub fn put(&self, name: &str, bytes: &[u8], readers: Readers) -> io::Result<()> {
-        let (path, fresh) = (self.path.join(name), self.path.join(format!("{name}.new")));
+        let path = self.path.join(name);
+        // No name begins with a dot, so this is nobody else's.
+        let fresh = path.with_file_name(format!(".{}", path.file_name().unwrap_or_default().to_string_lossy()));
         let _ = fs::remove_file(&fresh); // of a shim that was killed
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(&fresh)?;
         file.write_all(bytes)?;
         match readers {
             Readers::All => file.set_permissions(Permissions::from_mode(0o444))?,
-            Readers::Workload => chown(&fresh, Some(self.owner.0), Some(self.owner.1))?,
+            Readers::Workload => fchown(&file, Some(self.owner.0), Some(self.owner.1))?,
         }
         drop(file);
         fs::rename(&fresh, &path)
@@ -80,11 +89,19 @@ impl RunDir {
 /// Removes a container's directory, whoever made it.
 pub fn wipe(path: &Path) {
     for secret in fs::read_dir(path.join(SECRETS)).into_iter().flatten().flatten() {
-        let zeros = vec![0; secret.metadata().map_or(0, |meta| meta.len() as usize)];
-        let file = OpenOptions::new().write(true).open(secret.path());
-        let _ = file.and_then(|mut file| file.write_all(&zeros)); // it is removed all the same
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let file = OpenOptions::new().write(true).custom_flags(flags).open(secret.path());
+        let overwrite = |mut file: fs::File| file.write_all(&vec![0; file.metadata()?.len() as usize]);
+        let _ = file.and_then(overwrite); // it is removed all the same
     }
     let _ = fs::remove_dir_all(path);
+}
+
+/// Removes the directories of all containers of a pod, which lie in this one.
+pub fn wipe_all(pod: &Path) {
+    for dir in fs::read_dir(pod).into_iter().flatten().flatten() {
+        wipe(&dir.path());
+    }
 }
 
 #[cfg(test)]
@@ -112,6 +129,39 @@ mod tests {
         }
         run.wipe();
         assert!(!dir.path().join("c1").exists());
+    }
+
+    #[test]
+    fn others_on_the_host_have_no_way_in() {
+        let dir = tempfile::tempdir().unwrap();
+        RunDir::make(&dir.path().join("pod/c1"), &json!({})).unwrap();
+        for (path, mode) in [("pod", 0o700), ("pod/c1", 0o755), ("pod/c1/secrets", 0o755)] {
+            assert_eq!(fs::metadata(dir.path().join(path)).unwrap().mode() & 0o777, mode, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_secret_may_be_called_what_another_ones_file_was_before_it_was_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let me = fs::metadata(dir.path()).unwrap();
+        let spec = json!({"process": {"user": {"uid": me.uid(), "gid": me.gid()}}});
+        let run = RunDir::make(&dir.path().join("c1"), &spec).unwrap();
+        run.put_secret("db.new", b"1").unwrap();
+        run.put_secret("db", b"2").unwrap();
+        assert_eq!(fs::read(dir.path().join("c1/secrets/db.new")).unwrap(), b"1");
+    }
+
+    #[test]
+    fn a_link_among_the_secrets_is_removed_and_what_it_leads_to_is_not_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::make(&dir.path().join("pod/c1"), &json!({})).unwrap();
+        let stranger = dir.path().join("stranger");
+        fs::write(&stranger, "untouched").unwrap();
+        std::os::unix::fs::symlink(&stranger, run.path.join("secrets/db")).unwrap();
+        nix::unistd::mkfifo(&run.path.join("secrets/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        wipe_all(&dir.path().join("pod"));
+        assert!(!run.path.exists());
+        assert_eq!(fs::read_to_string(&stranger).unwrap(), "untouched");
     }
 
     #[test]

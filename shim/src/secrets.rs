@@ -1,12 +1,14 @@
 //! Secrets for a workload: named by the request, looked up where the operator says, delivered as files that only the
 //! workload reads. Their values are in no spec, environment, log, statement or record, and are wiped from memory after use.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use trust::audit::record::Text;
 use zeroize::Zeroizing;
@@ -56,6 +58,15 @@ impl SecretRef {
     fn name(&self) -> &str {
         match self {
             Self::File(name) | Self::Command(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for SecretRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(name) => write!(f, "file:{name}"),
+            Self::Command(name) => write!(f, "command:{name}"),
         }
     }
 }
@@ -111,7 +122,9 @@ fn read(source: impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
 
 /// What a provider prints. It has its own stderr nowhere: what it says of a secret is nobody's to read.
 async fn run(command: &mut Command) -> io::Result<Zeroizing<Vec<u8>>> {
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    // A group of its own, which is killed with it: what it leaves behind may hold its stdout for ever.
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = reaper::spawn(command)?;
     let pid = child.id() as i32;
     let stdout = child.stdout.take().ok_or_else(|| io::Error::other("it has no stdout"))?;
     let value = tokio::task::spawn_blocking(move || read(stdout));
@@ -120,7 +133,7 @@ async fn run(command: &mut Command) -> io::Result<Zeroizing<Vec<u8>>> {
         Ok((Ok(value), exit)) if exit.status == 0 => value,
         Ok((_, exit)) => Err(io::Error::other(format!("its provider ended with status {}", exit.status))),
         Err(_) => {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
             Err(io::Error::other(format!("its provider did not end within {} s", PATIENCE.as_secs())))
         }
     }

@@ -36,6 +36,8 @@ pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
     let place = Place { dir, namespace: call.namespace.clone(), group };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(serve(call, listener, place));
+    // Else it would wait for a thread that reads from somebody who does not end.
+    runtime.shutdown_background();
     if let Some(socket) = socket {
         let _ = std::fs::remove_file(socket);
     }

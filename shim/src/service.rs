@@ -80,7 +80,9 @@ impl Task for Service {
     }
 
     async fn delete(&self, _: &TtrpcContext, req: DeleteRequest) -> Answer<DeleteResponse> {
-        let (pid, exit) = create::delete(&self.0, &Key { id: req.id, exec: req.exec_id }).await?;
+        let (pod, key) = (self.0.clone(), Key { id: req.id, exec: req.exec_id });
+        let deleted = tokio::spawn(async move { create::delete(&pod, &key).await }).await;
+        let (pid, exit) = deleted.map_err(|e| TaskError::host("deleting the process", e))??;
         let exited_at = MessageField::some(timestamp(exit.at));
         Ok(DeleteResponse { pid, exit_status: exit.status, exited_at, ..Default::default() })
     }
@@ -141,6 +143,9 @@ impl Task for Service {
     async fn update(&self, _: &TtrpcContext, req: UpdateTaskRequest) -> Answer<Empty> {
         self.0.with(&Key::init(&req.id), |_| ())?;
         self.0.backend()?.update(&req.id, &req.resources).await?;
+        if let Some(bound) = self.0.bound().filter(|_| self.0.begins_with(&req.id)) {
+            bound.updated()?;
+        }
         Ok(Empty::new())
     }
 

@@ -165,7 +165,7 @@ impl Pod {
         let none = || TaskError::NotFound(format!("the sandbox of pod {}", self.place.group));
         let Sandbox { maker, backend, bound } = self.sandbox().clone().ok_or_else(none)?;
         let bound = bound.ok_or_else(none)?;
-        asked.agrees(&maker, bound.agent())?;
+        asked.agrees(&maker, bound.agent(), bound.secrets())?;
         Ok((backend, bound, BackendKind::of(&maker)))
     }
 
@@ -262,6 +262,10 @@ impl Pod {
 
     /// A process has ended: its execs first, its output to the end, then the event.
     pub async fn ended(&self, key: &Key, exit: Exit) {
+        let bound = self.bound().filter(|_| key.is_init());
+        if let Some(bound) = &bound {
+            bound.leave(&key.id); // at once: a client that does not read its output keeps no secret alive
+        }
         if let Ok(io) = self.with(key, |p| std::mem::take(&mut p.io)) {
             let unread = io.finish().await;
             let _ = self.with(key, |p| p.unread = unread); // deleted meanwhile: nobody will read it
@@ -272,18 +276,14 @@ impl Pod {
                 (other.id == key.id && !other.is_init() && runs).then(|| p.done.subscribe())
             };
             let execs: Vec<_> = self.table().iter().filter_map(running).collect();
+            let until = tokio::time::Instant::now() + EXECS_FIRST; // for all together
             for mut done in execs {
-                let _ = tokio::time::timeout(EXECS_FIRST, done.wait_for(Option::is_some)).await;
+                let _ = tokio::time::timeout_at(until, done.wait_for(Option::is_some)).await;
             }
         }
         let oom_killed = self.publish_oom(key);
-        if key.is_init()
-            && let Some(bound) = self.bound()
-        {
-            bound.leave(&key.id);
-            if self.begins_with(&key.id) {
-                bound.record(vec![Event::SandboxExited { status: exit.status, oom_killed }]);
-            }
+        if let Some(bound) = bound.filter(|_| self.begins_with(&key.id)) {
+            bound.record(vec![Event::SandboxExited { status: exit.status, oom_killed }]);
         }
         if let Err(error) = self.advance(key, "end", Input::Exited(exit)) {
             tracing::debug!(%error, "an exit nobody waits for");

@@ -136,12 +136,17 @@ pub fn forget(dir: &Path) {
 
 /// Removes what a killed shim has left of one container, from disk alone. Idempotent.
 pub fn sweep(place: &Place, id: &str) -> io::Result<()> {
+    // First: whatever else does not let go, no secret stays.
+    let run_dirs = paths::run_dir(&place.dir);
+    match id == place.group {
+        true => run_dir::wipe_all(&run_dirs),
+        false => run_dir::wipe(&run_dirs.join(id)),
+    }
     match delegate::Shim::of(place) {
         Some(shim) => delegate::sweep(&shim, id)?,
         None => gvisor::sweep(place, id)?,
     }
     let _ = fs::remove_dir_all(paths::bundle(&place.dir, id));
-    run_dir::wipe(&paths::run_dir(&place.dir).join(id));
     if id == place.group {
         forget(&place.dir);
     }

@@ -1,7 +1,9 @@
 //! What Kata Containers needs of a host, and what it leaves there when it is not seen off properly.
 //! Observed with containerd-shim-kata-v2 4.1.0; docs/compatibility.md says what was not run here.
 
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{Signal, kill};
@@ -37,7 +39,7 @@ pub fn sweep(run: &Path, id: &str) {
     for pid in hypervisor_pids(&persisted) {
         // Pids are reused: only a process that was told of this sandbox is its machine.
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        if line.windows(id.len()).any(|part| part == id.as_bytes()) {
+        if names(&line, id) {
             tracing::warn!(id, pid, "killing what is left of a Kata sandbox");
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
@@ -46,9 +48,25 @@ pub fn sweep(run: &Path, id: &str) {
     for mount in mounts_below(&shared) {
         mounts::unmount_all(&mount);
     }
-    for dir in [state, run.join("vc/vm").join(id), shared] {
+    for dir in [state, run.join("vc/vm").join(id)] {
         let _ = fs::remove_dir_all(dir);
     }
+    match mounts_below(&shared).is_empty() {
+        true => drop(fs::remove_dir_all(shared)),
+        // Below a mount that stays are a volume's own files.
+        false => tracing::warn!(dir = %shared.display(), "something is mounted there still: it stays"),
+    }
+}
+
+/// Whether a command line has to do with this sandbox: it has a path through a directory of that name, or Kata's name for
+/// its machine (`-name sandbox-ID,…`). An id that only occurs in a word is chance.
+fn names(line: &[u8], id: &str) -> bool {
+    let ends = |rest: &[u8]| rest.first().is_none_or(|byte| b"/,\0".contains(byte));
+    ["/", "sandbox-"].iter().any(|before| {
+        let name = format!("{before}{id}");
+        let found = line.windows(name.len()).enumerate().filter(|(_, part)| *part == name.as_bytes());
+        found.map(|(at, _)| &line[at + name.len()..]).any(ends)
+    })
 }
 
 /// The machine and its file server, of Kata's persist.json.
@@ -61,8 +79,20 @@ fn hypervisor_pids(persisted: &[u8]) -> Vec<i32> {
 /// The last mounted first.
 fn mounts_below(dir: &Path) -> Vec<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let points = table.lines().rev().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    let points = table.lines().rev().filter_map(|line| line.split(' ').nth(4)).map(unescaped);
     points.filter(|point| point.starts_with(dir)).collect()
+}
+
+/// A path of mountinfo, in which some characters are `\` and three octal digits (proc_pid_mountinfo(5)).
+fn unescaped(field: &str) -> PathBuf {
+    let mut parts = field.split('\\');
+    let mut path = parts.next().unwrap_or_default().as_bytes().to_owned();
+    for part in parts {
+        let (code, rest) = part.split_at_checked(3).unwrap_or((part, ""));
+        path.extend(u8::from_str_radix(code, 8));
+        path.extend(rest.as_bytes());
+    }
+    PathBuf::from(OsString::from_vec(path))
 }
 
 #[cfg(test)]
@@ -89,6 +119,28 @@ mod tests {
         assert_eq!(stranger.try_wait().unwrap(), None);
         drop(stranger.stdin.take());
         stranger.wait().unwrap();
+    }
+
+    #[test]
+    fn a_sandbox_is_not_taken_for_one_whose_name_has_its_own_in_it() {
+        for (line, expected) in [
+            (&b"qemu\0-name\0sandbox-a,debug-threads=on\0"[..], true),
+            (b"virtiofsd\0--shared-dir=/run/kata-containers/shared/sandboxes/a/shared\0", true),
+            (b"vmm\0/run/vc/vm/a\0", true),
+            (b"vmm\0/run/vc/vm/ab\0", false),
+            (b"bash\0-c\0make all\0", false),
+            (b"/usr/sbin/a-daemon\0", false),
+            (b"", false),
+        ] {
+            assert_eq!(names(line, "a"), expected, "{}", String::from_utf8_lossy(line));
+        }
+    }
+
+    #[test]
+    fn a_mount_with_a_blank_in_its_name_is_found() {
+        assert_eq!(unescaped("/run/a\\040b\\134c"), Path::new("/run/a b\\c"));
+        assert_eq!(unescaped("/run/a"), Path::new("/run/a"));
+        assert_eq!(unescaped("/run/a\\9"), Path::new("/run/a"));
     }
 
     #[test]

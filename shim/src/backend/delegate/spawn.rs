@@ -189,7 +189,7 @@ fn drain(fifo: &Path, backend: &str) -> io::Result<()> {
 
 /// Runs a command to its end; one that takes longer is killed.
 async fn end_of(command: &mut Command, patience: Duration) -> io::Result<u32> {
-    let pid = command.spawn()?.id() as i32;
+    let pid = reaper::spawn(command)?.id() as i32;
     let exit = tokio::time::timeout(patience, reaper::exit_of(pid)).await.map_err(|_| {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         io::Error::new(io::ErrorKind::TimedOut, format!("it did not end within {} s", patience.as_secs()))

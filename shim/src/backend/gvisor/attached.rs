@@ -90,7 +90,7 @@ impl Attached {
     }
 
     fn spawn(mut command: Command, mut log: File) -> io::Result<Self> {
-        let pid = command.spawn()?.id() as i32;
+        let pid = reaper::spawn(&mut command)?.id() as i32;
         drop(command); // and with it our copies of the process's descriptors
         let (sender, ended) = watch::channel(None);
         // Its end is heard whether or not anyone waits for it yet.
