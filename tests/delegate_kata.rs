@@ -125,3 +125,17 @@ fn whoever_of_the_three_is_killed_the_task_ends_and_nothing_is_left() {
         }
     }
 }
+
+#[test]
+fn a_second_sandbox_of_a_name_is_refused_and_the_first_runs_on() {
+    let (one, two) = (on_kata(""), on_kata(""));
+    let name = id(&one);
+    one.run_detached(&name, &[], &["sleep", "1000"]);
+    let said = two.run(&name, &[], &["true"]);
+    assert!(said.status != 0 && said.stderr.contains("already exists"), "{said:?}");
+    two.ctr(&["container", "rm", &name]);
+    two.assert_nothing_left();
+    assert_eq!(one.exec(&name, "e", &["sh", "-c", "exit 3"]).status, 3);
+    one.remove(&name);
+    one.assert_nothing_left();
+}

@@ -34,15 +34,10 @@ pub fn advice() -> String {
 
 /// Removes what is left of a sandbox below `run` whose shim has ended: its machine, its directories, its mounts.
 pub fn sweep(run: &Path, id: &str) {
-    let state = run.join("vc/sbs").join(id);
-    let persisted = fs::read(state.join("persist.json")).unwrap_or_default();
-    for pid in hypervisor_pids(&persisted) {
-        // Pids are reused: only a process that was told of this sandbox is its machine.
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        if names(&line, id) {
-            tracing::warn!(id, pid, "killing what is left of a Kata sandbox");
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+    let state = state(run, id);
+    for pid in machine(&state, id) {
+        tracing::warn!(id, pid, "killing what is left of a Kata sandbox");
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
     let shared = run.join("kata-containers/shared/sandboxes").join(id);
     for mount in mounts_below(&shared) {
@@ -56,6 +51,23 @@ pub fn sweep(run: &Path, id: &str) {
         // Below a mount that stays are a volume's own files.
         false => tracing::warn!(dir = %shared.display(), "something is mounted there still: it stays"),
     }
+}
+
+/// Whether a sandbox of this name runs. Kata knows sandboxes by their names alone, whatever containerd and namespace they are
+/// of: a second one of the name must be neither made nor cleaned up after.
+pub fn runs(run: &Path, id: &str) -> bool {
+    !machine(&state(run, id), id).is_empty()
+}
+
+fn state(run: &Path, id: &str) -> PathBuf {
+    run.join("vc/sbs").join(id)
+}
+
+/// The living processes of a sandbox's machine. Pids are reused: only one that was told of this sandbox is its machine.
+fn machine(state: &Path, id: &str) -> Vec<i32> {
+    let persisted = fs::read(state.join("persist.json")).unwrap_or_default();
+    let told = |pid: &i32| names(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default(), id);
+    hypervisor_pids(&persisted).into_iter().filter(told).collect()
 }
 
 /// Whether a command line has to do with this sandbox: it has a path through a directory of that name, or Kata's name for
@@ -112,6 +124,7 @@ mod tests {
         fs::create_dir_all(&state).unwrap();
         let pids = format!(r#"{{"HypervisorState":{{"Pid":{},"VirtiofsDaemonPid":{}}}}}"#, machine.id(), stranger.id());
         fs::write(state.join("persist.json"), pids).unwrap();
+        assert!(runs(run.path(), "kata-1") && !runs(run.path(), "kata-2"));
         sweep(run.path(), "kata-1");
         assert!(!state.exists());
         use std::os::unix::process::ExitStatusExt;

@@ -177,6 +177,9 @@ impl Backend for Delegate {
         bundle::write(&new.spec, new.bundle)?;
         let relayed = stdio::relayed(new.stdio, &new.bundle.join("stdin"));
         let (theirs, mut io) = relayed.map_err(|e| TaskError::host("opening stdio", e))?;
+        if self.up.get().is_none() && kata::is(&self.shim.program) && kata::runs(Path::new(kata::RUN), new.id) {
+            return Err(TaskError::AlreadyExists(format!("a Kata sandbox {}, maybe of another namespace,", new.id)));
+        }
         let downstream = self.started().await.map_err(|e| self.explain(e))?;
         self.containers().insert(new.id.to_owned(), Arc::default());
         let request = CreateTaskRequest {

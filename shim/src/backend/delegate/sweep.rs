@@ -63,10 +63,9 @@ impl Shim {
     async fn sweep(&self, id: &str) {
         let all = id == self.place.group;
         let ids = if all { paths::bundles(&self.place.dir) } else { vec![id.to_owned()] };
-        let shim = match self.address() {
-            Some(address) => Downstream::connect(&self.name, &address).await.ok(),
-            None => None,
-        };
+        // It was never started: whatever has these names is another's.
+        let Some(address) = self.address() else { return self.gone().await };
+        let shim = Downstream::connect(&self.name, &address).await.ok();
         let mut untidy = BTreeSet::new();
         for id in ids {
             let well = match &shim {
