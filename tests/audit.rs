@@ -103,7 +103,8 @@ fn create_while_shims_are_killed(node: &Node) -> (BTreeSet<String>, usize) {
     })
 }
 
-/// Kills shims at any moment from their birth on. Not those that are clearing up after another.
+/// Kills shims at any moment from when containerd knows of them on: it clears up after no others. Not those that are
+/// clearing up themselves.
 fn kill_until(done: &AtomicBool, node: &Node) -> usize {
     let (mut killed, mut random) = (BTreeSet::new(), u64::from(std::process::id()) | 1);
     let mut one_dies = || {
@@ -115,9 +116,11 @@ fn kill_until(done: &AtomicBool, node: &Node) -> usize {
     while !done.load(Ordering::Relaxed) {
         poll(|| {
             for process in leaks::processes_of(&node.path("")) {
-                let mut words = process.command.split_whitespace();
-                let serves = words.next().is_some_and(|first| first.ends_with("containerd-shim-creto-v2"))
-                    && !words.any(|word| ["start", "delete"].contains(&word));
+                let words: Vec<_> = process.command.split_whitespace().collect();
+                let is_shim = words.first().is_some_and(|first| first.ends_with("containerd-shim-creto-v2"));
+                let id = words.iter().position(|word| *word == "-id").and_then(|at| words.get(at + 1));
+                let known = id.is_some_and(|id| node.bundle(id).join("bootstrap.json").exists());
+                let serves = is_shim && known && !words.iter().any(|word| ["start", "delete"].contains(word));
                 if serves && one_dies() && kill(Pid::from_raw(process.pid), Signal::SIGKILL).is_ok() {
                     killed.insert(process.pid);
                 }
