@@ -5,7 +5,9 @@
 mod harness;
 
 mod attestation;
+mod audit;
 mod checkpoint_restore;
+mod cli;
 mod configs;
 mod containerd_restart;
 mod containerd_versions;

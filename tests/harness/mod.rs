@@ -1,6 +1,7 @@
 //! Real parts for the tests: a private containerd per test, driven by that version's own `ctr`, over a real runsc.
 //! Reading order: `containerd` (the node that a test asks for), then what it is made of.
 
+pub mod cli;
 pub mod containerd;
 pub mod events;
 pub mod images;

@@ -105,21 +105,30 @@ fn part_dir(part: &str) -> PathBuf {
     dir
 }
 
-/// The directory of the shim under test. Built in release mode, alone, as users get it: cargo merges the features of
-/// what it builds together. Where nothing has changed this costs cargo's look at the clock.
+/// The directory of the shim under test.
 pub fn shim_dir() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
-    DIR.get_or_init(|| {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut build = Command::new(cargo);
-        build.args(["build", "--release", "--locked", "--message-format=json-render-diagnostics"]);
-        build.args(["-p", "containerd-shim-creto-v2"]).current_dir(workspace());
-        let built = build.output().unwrap_or_else(|error| panic!("starting {build:?}: {error}"));
-        assert!(built.status.success(), "{build:?}: {}", String::from_utf8_lossy(&built.stderr));
-        let shim = String::from_utf8_lossy(&built.stdout).lines().find_map(|line| {
-            let message: serde_json::Value = serde_json::from_str(line).ok()?;
-            Some(PathBuf::from(message.get("executable")?.as_str()?))
-        });
-        shim.and_then(|path| Some(path.parent()?.to_owned())).expect("cargo names the shim it has built")
-    })
+    DIR.get_or_init(|| built("containerd-shim-creto-v2").parent().expect("a program lies in a directory").to_owned())
+}
+
+/// The client under test.
+pub fn cli() -> &'static Path {
+    static CLI: OnceLock<PathBuf> = OnceLock::new();
+    CLI.get_or_init(|| built("creto-runtime"))
+}
+
+/// The program of a package. Built in release mode, alone, as users get it: cargo merges the features of what it builds
+/// together. Where nothing has changed this costs cargo's look at the clock.
+fn built(package: &str) -> PathBuf {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--release", "--locked", "--message-format=json-render-diagnostics"]);
+    build.args(["-p", package]).current_dir(workspace());
+    let built = build.output().unwrap_or_else(|error| panic!("starting {build:?}: {error}"));
+    assert!(built.status.success(), "{build:?}: {}", String::from_utf8_lossy(&built.stderr));
+    let program = String::from_utf8_lossy(&built.stdout).lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        Some(PathBuf::from(message.get("executable")?.as_str()?))
+    });
+    program.unwrap_or_else(|| panic!("cargo names no program of {package}"))
 }
