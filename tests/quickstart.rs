@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::harness::parts;
 use crate::harness::process::{Finished, Running};
 
 fn quickstart(args: &[&str]) -> Finished {
+    let _built = (parts::shim_dir(), parts::cli()); // it builds them too, but not within a test's patience
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/quickstart"));
     command.args(args);
     Running::start(command).finish_without_input()

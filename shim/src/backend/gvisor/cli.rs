@@ -4,14 +4,23 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use super::control::Target;
 use super::probe::{Features, Known};
 use crate::error::TaskError;
 use crate::{mounts, paths, reaper};
+
+/// How long a killed shim's commands may take to end; containerd gives `delete` 5 s for all.
+const SETTLE: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// What runsc sets up inside the sandbox when it starts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,6 +157,28 @@ impl Runsc {
         self.command("delete").args(["--force", id]).status().map(drop)
     }
 
+    /// Waits for the commands that a killed shim has left running: what `runsc create` is about to make, `delete` would not
+    /// find. One that does not end is killed.
+    pub fn settle_blocking(&self) {
+        let root = paths::runsc_root(&self.dir);
+        let end = Instant::now() + SETTLE;
+        loop {
+            let left = commands(&root);
+            if left.is_empty() {
+                return;
+            }
+            let late = Instant::now() >= end;
+            if late {
+                for pid in &left {
+                    let _ = nix::sys::signal::kill(Pid::from_raw(*pid), Signal::SIGKILL);
+                }
+                return;
+            }
+            #[expect(clippy::disallowed_methods, reason = "the `delete` action has no other tasks")]
+            std::thread::sleep(LOOK);
+        }
+    }
+
     /// Removes the sandbox's directory. runsc keeps an empty network namespace mounted in its root.
     pub fn forget(&self) {
         mounts::unmount_all(&paths::runsc_root(&self.dir).join("null-netns"));
@@ -255,6 +286,18 @@ pub(super) fn said(log: &[u8], levels: &[&str]) -> Option<String> {
     log.rsplit(|byte| *byte == b'\n').find_map(last_of)
 }
 
+/// The pids of our own commands of one root. runsc's own processes have it in one word, `--root=…`.
+fn commands(root: &Path) -> Vec<i32> {
+    let told = [b"\0--root\0", root.as_os_str().as_bytes(), b"\0"].concat();
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let ours = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.windows(told.len()).any(|window| window == told)
+    };
+    pids.filter(ours).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -287,6 +330,25 @@ mod tests {
             let log = [&before[..], b"\n", entry.as_bytes(), b"}", behind.as_bytes()].concat();
             prop_assert_eq!(said(&log, &["error"]), Some(message));
             prop_assert_eq!(said(&log, &[]), None);
+        }
+    }
+
+    #[test]
+    fn a_running_command_is_told_by_its_root_and_a_sandbox_is_none() {
+        let root = tempfile::tempdir().unwrap();
+        let spawn = |args: &[&str]| {
+            let mut command = Command::new("sh");
+            command.args(["-c", "read forever", "runsc"]).args(args).stdin(Stdio::piped()).spawn().unwrap()
+        };
+        let path = root.path().to_str().unwrap();
+        let (mut command, mut sandbox) =
+            (spawn(&["--root", path, "create"]), spawn(&[&format!("--root={path}"), "boot"]));
+        // A child has its parent's command line until it is what it will be.
+        while commands(root.path()).is_empty() {}
+        assert_eq!(commands(root.path()), [command.id() as i32]);
+        for child in [&mut command, &mut sandbox] {
+            drop(child.stdin.take());
+            child.wait().unwrap();
         }
     }
 }

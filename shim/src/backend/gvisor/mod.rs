@@ -300,6 +300,7 @@ impl Backend for Gvisor {
 /// What a killed shim has left of one container.
 pub fn sweep(place: &Place, id: &str) -> io::Result<()> {
     let runsc = Runsc::new(&place.dir);
+    runsc.settle_blocking();
     if id == place.group {
         // The sandbox takes the pod's other containers with it, and runsc knows of them only as long as it is there.
         for other in paths::bundles(&place.dir).iter().filter(|other| *other != id) {
