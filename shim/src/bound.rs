@@ -326,7 +326,7 @@ fn keep(dir: &Path, envelope: &str) -> std::io::Result<PathBuf> {
     let number = |entry: fs::DirEntry| entry.file_name().to_str()?.split('.').next()?.parse::<u32>().ok();
     let last = fs::read_dir(dir)?.flatten().filter_map(number).max().unwrap_or(0);
     let path = dir.join(format!("{:08}.dsse.json", last + 1));
-    let fresh = dir.join(format!(".{}", std::process::id()));
+    let fresh = dir.join(".new"); // of a killed shim it is the next one's to replace
     fs::write(&fresh, envelope)?;
     fs::rename(fresh, &path)?;
     Ok(path)

@@ -113,6 +113,7 @@ mod tests {
 
     #[test]
     fn only_the_machine_of_this_very_sandbox_is_killed_and_its_directories_go() {
+        let _alone = crate::reaper::ALONE.blocking_lock();
         let run = tempfile::tempdir().unwrap();
         // What sh is told after its script is its own business, and names the sandbox.
         let spawn = |name: &str| {

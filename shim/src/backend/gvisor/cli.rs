@@ -335,6 +335,7 @@ mod tests {
 
     #[test]
     fn a_running_command_is_told_by_its_root_and_a_sandbox_is_none() {
+        let _alone = reaper::ALONE.blocking_lock();
         let root = tempfile::tempdir().unwrap();
         let spawn = |args: &[&str]| {
             let mut command = Command::new("sh");
