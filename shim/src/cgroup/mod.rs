@@ -122,14 +122,27 @@ fn write(path: PathBuf, value: impl std::fmt::Display) -> io::Result<()> {
 
 /// Moves this process into a control group, in every hierarchy that has it.
 pub fn join(path: &Path) -> io::Result<()> {
-    let below = path.strip_prefix("/").unwrap_or(path);
-    let unified = PathBuf::from(MOUNTED);
-    let hierarchies = fs::read_dir(MOUNTED)?.flatten().map(|entry| entry.path()).chain([unified]);
-    let groups: Vec<_> = hierarchies.map(|top| top.join(below).join("cgroup.procs")).filter(|p| p.exists()).collect();
-    if groups.is_empty() || path.components().any(|part| part == Component::ParentDir) {
+    let groups = everywhere(path)?;
+    if groups.is_empty() {
         return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such control group: make it first"));
     }
-    groups.iter().try_for_each(|procs| fs::write(procs, std::process::id().to_string()))
+    groups.iter().try_for_each(|group| fs::write(group.join("cgroup.procs"), std::process::id().to_string()))
+}
+
+/// Removes a control group that nobody is in; one with somebody in it, or with others below it, stays. Whether it is gone.
+pub fn remove(path: &Path) -> io::Result<bool> {
+    let groups = everywhere(path)?;
+    Ok(groups.iter().filter(|group| fs::remove_dir(group).is_err()).count() == 0)
+}
+
+/// The directories of a control group, in the hierarchies that have it; never a hierarchy itself.
+fn everywhere(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let below = path.strip_prefix("/").unwrap_or(path);
+    if below.as_os_str().is_empty() || path.components().any(|part| part == Component::ParentDir) {
+        return Ok(Vec::new());
+    }
+    let hierarchies = fs::read_dir(MOUNTED)?.flatten().map(|entry| entry.path()).chain([PathBuf::from(MOUNTED)]);
+    Ok(hierarchies.map(|top| top.join(below)).filter(|group| group.join("cgroup.procs").exists()).collect())
 }
 
 #[cfg(test)]

@@ -21,6 +21,11 @@ use crate::exec::ExecProcess;
 use crate::settings;
 use crate::task::{Exit, KILLED};
 
+/// How often `runsc wait` is begun before its process is taken for gone.
+const TRIES: u32 = 5;
+/// Between two tries.
+const AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
+
 /// Under this name it is remembered of a build; the text is [`BY_SOCKET`], or why not.
 const KEPT: &str = "calls";
 const BY_SOCKET: &str = "by socket";
@@ -198,10 +203,16 @@ impl Calls {
     }
 
     async fn wait(&self, cid: &str, pid: Option<i32>) -> Option<u32> {
-        attached::wait(&self.runsc, cid, pid).await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "runsc wait could not be run");
-            None
-        })
+        // runsc may fail for what another runsc does to the same sandbox at this moment: then nothing has ended.
+        for _ in 0..TRIES {
+            match attached::wait(&self.runsc, cid, pid).await {
+                Ok(Some(status)) => return Some(status),
+                Ok(None) => tracing::debug!(cid, "runsc wait failed"),
+                Err(error) => tracing::warn!(%error, "runsc wait could not be run"),
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+        None
     }
 
     /// Signals one process or all of a container.

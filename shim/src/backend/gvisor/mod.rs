@@ -24,7 +24,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::{Backend, Made, NewContainer, Place, Ran};
-use crate::cgroup::{Cgroup, Resources};
+use crate::cgroup::{self, Cgroup, Resources};
 use crate::error::TaskError;
 use crate::exec::ExecProcess;
 use crate::stdio::{self, ConsoleSocket};
@@ -297,6 +297,9 @@ impl Backend for Gvisor {
     }
 }
 
+/// What is killed takes so long to go, at most.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// What a killed shim has left of one container.
 pub fn sweep(place: &Place, id: &str) -> io::Result<()> {
     let runsc = Runsc::new(&place.dir);
@@ -309,6 +312,14 @@ pub fn sweep(place: &Place, id: &str) -> io::Result<()> {
     }
     if place.dir.exists() {
         runsc.delete_blocking(&paths::runsc_id(id))?;
+    }
+    // A runsc that was killed had made it and told nobody.
+    if let Some(group) = spec::cgroup(&paths::bundle(&place.dir, id)) {
+        let ends = std::time::Instant::now() + LAST_WORDS;
+        while !cgroup::remove(&group)? && std::time::Instant::now() < ends {
+            #[expect(clippy::disallowed_methods, reason = "the `delete` action has no other tasks")]
+            std::thread::sleep(std::time::Duration::from_millis(10)); // what was killed is not reaped yet
+        }
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -57,6 +57,13 @@ fn set(spec: &mut Value, path: &[&str], value: Value) {
         at = object.entry(*key).or_insert(Value::Null);
     }
     *at = value;
+}
+
+/// The control group that this bundle's container was to be in, where it is a path and not systemd's name for one.
+pub fn cgroup(bundle: &Path) -> Option<PathBuf> {
+    let spec: Value = serde_json::from_slice(&fs::read(bundle.join("config.json")).ok()?).ok()?;
+    let path = spec.pointer("/linux/cgroupsPath")?.as_str()?;
+    path.starts_with('/').then(|| path.into())
 }
 
 /// What the process of this bundle was started with.
