@@ -25,6 +25,7 @@ mod mounts;
 mod options;
 mod paths;
 mod ports;
+mod processes;
 mod program;
 mod program_digest;
 mod reaper;

@@ -18,7 +18,7 @@ use nix::unistd::{Pid, mkfifo};
 use super::Shim;
 use crate::bootstrap::Address;
 use crate::error::TaskError;
-use crate::{paths, reaper, sys};
+use crate::{paths, processes, reaper, sys};
 
 /// containerd gives a shim so long to load.
 const START: Duration = Duration::from_secs(20);
@@ -154,15 +154,7 @@ impl Shim {
 
     /// The host's processes that were started with our directory for an address.
     fn processes(&self) -> Vec<i32> {
-        let ours = self.place.dir.to_string_lossy();
-        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let is_ours = |pid: &i32| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let words: Vec<_> = line.split(|byte| *byte == 0).collect();
-            words.windows(2).any(|pair| pair[0].ends_with(b"-address") && pair[1] == ours.as_bytes())
-        };
-        pids.filter(is_ours).collect()
+        processes::told("address", &self.place.dir)
     }
 }
 

@@ -4,7 +4,6 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,7 +15,7 @@ use nix::unistd::Pid;
 use super::control::Target;
 use super::probe::{Features, Known};
 use crate::error::TaskError;
-use crate::{mounts, paths, reaper};
+use crate::{mounts, paths, processes, reaper};
 
 /// How long a killed shim's commands may take to end; containerd gives `delete` 5 s for all.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -288,14 +287,7 @@ pub(super) fn said(log: &[u8], levels: &[&str]) -> Option<String> {
 
 /// The pids of our own commands of one root. runsc's own processes have it in one word, `--root=…`.
 fn commands(root: &Path) -> Vec<i32> {
-    let told = [b"\0--root\0", root.as_os_str().as_bytes(), b"\0"].concat();
-    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let ours = |pid: &i32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.windows(told.len()).any(|window| window == told)
-    };
-    pids.filter(ours).collect()
+    processes::told("root", root)
 }
 
 #[cfg(test)]
