@@ -15,3 +15,8 @@ pub use destination::BadDestination;
 pub use model::{Action, AddressRule, Destination, Policy, PortRange, Protocol, Rule};
 pub use name::{BadName, Fqdn};
 pub use parse::{BadField, BadPolicy, Document, MAX_RULES};
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod reference;
