@@ -267,6 +267,7 @@ proptest! {
         // Not every rule that can be made can be written: ports from 0, UDP by name, a zone open to everybody.
         policy.rules.retain(|rule| parse::read(parse::write(rule, 0), 0).is_ok());
         let document = Document { include: include.iter().map(|name| name.parse().unwrap()).collect(), policy };
+        prop_assert_eq!(Document::from_toml(&document.to_toml()), Ok(document.clone()));
         let json = document.to_json().unwrap();
         prop_assert_eq!(Document::from_json(json.as_bytes()), Ok(document.clone()));
         prop_assert_eq!(Document::from_json_value(&serde_json::from_str(&json).unwrap()), Ok(document));
