@@ -20,6 +20,7 @@ fn to(destination: &str) -> Value {
     with("destination", json!(destination))
 }
 
+#[allow(clippy::unwrap_used)] // clippy does not see that only tests call it
 fn schema() -> jsonschema::Validator {
     let text = fs::read_to_string(repository().join("docs/network-policy.schema.json")).unwrap();
     jsonschema::validator_for(&serde_json::from_str(&text).unwrap()).unwrap()

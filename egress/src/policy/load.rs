@@ -167,7 +167,7 @@ impl Policies {
         gathered.rules = document.policy.rules;
         self.include(&mut gathered, &document.include)?;
         let mut ids = BTreeSet::new();
-        let bad = |rule: &Rule, why| BadPolicy::Rule { rule: rule.id.clone(), field: "id", why };
+        let bad = |rule: &Rule, why| BadPolicy::Rule { rule: rule.id.clone(), field: "id", why: Box::new(why) };
         for rule in &gathered.rules {
             if rule.id.len() > MAX_ID {
                 return Err(LoadError::Merged(bad(rule, BadField::Id(rule.id.clone()))));

@@ -51,7 +51,7 @@ pub enum BadPolicy {
         /// The field.
         field: &'static str,
         /// What is wrong with it.
-        why: BadField,
+        why: Box<BadField>,
     },
     /// More than `MAX_RULES`.
     #[error("{0} rules, and at most {MAX_RULES} are taken: join ports into lists and addresses into networks")]
@@ -161,7 +161,7 @@ impl TryFrom<Written> for Document {
         let rules: Vec<Rule> = numbered.map(|(place, rule)| read(rule, place)).collect::<Result<_, _>>()?;
         let mut ids = HashSet::new();
         match rules.iter().find(|rule| !ids.insert(&rule.id)) {
-            Some(twice) => Err(BadPolicy::Rule { rule: twice.id.clone(), field: "id", why: BadField::Twice }),
+            Some(twice) => Err(BadPolicy::Rule { rule: twice.id.clone(), field: "id", why: Box::new(BadField::Twice) }),
             None => Ok(Self { include: written.include, policy: Policy { rules } }),
         }
     }
@@ -172,12 +172,12 @@ pub(super) fn read(written: WrittenRule, place: usize) -> Result<Rule, BadPolicy
     let id = written.id.unwrap_or_else(|| place.to_string());
     let named = id.len() <= MAX_ID && !id.is_empty();
     if !named || !id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'/')) {
-        let why = BadField::Id(id.chars().take(MAX_ID).collect());
+        let why = Box::new(BadField::Id(id.chars().take(MAX_ID).collect()));
         return Err(BadPolicy::Rule { rule: place.to_string(), field: "id", why });
     }
     let bad = |field| {
         let rule = if id == place.to_string() { id.clone() } else { format!("{place} ({id})") };
-        move |why: BadField| BadPolicy::Rule { rule, field, why }
+        move |why: BadField| BadPolicy::Rule { rule, field, why: Box::new(why) }
     };
     let destination: Destination = match written.destination {
         Some(text) => text.parse().map_err(|why: BadDestination| bad("destination")(why.into()))?,
