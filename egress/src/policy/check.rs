@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use super::model::{Action, AddressRule, Policy, Protocol};
 use super::name::Fqdn;
 
@@ -26,7 +28,7 @@ pub enum Target<'a> {
 }
 
 /// What becomes of a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     /// It passes.
     Allow,
