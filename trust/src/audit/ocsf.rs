@@ -242,7 +242,10 @@ fn finding(record: &AuditRecord) -> Value {
         "finding_info": { "uid": record.id.to_string(), "title": title, "desc": reason },
         "is_alert": true,
         "status_id": 1, "status": "New",
-        "resources": [{ "uid": record.id.producer.as_str(), "type": "audit producer" }],
+        "resources": [match &record.event {
+            Event::FenceTampered { .. } => json!({ "uid": record.about.sandbox, "type": "sandbox" }),
+            _ => json!({ "uid": record.id.producer.as_str(), "type": "audit producer" }),
+        }],
         "unmapped": details,
     })
 }
@@ -253,7 +256,7 @@ fn observables(record: &AuditRecord, class: u32) -> Vec<Value> {
     let user = if class == AUTHENTICATION.0 { "user.uid" } else { "actor.user.uid" };
     let agent = match &record.event {
         Event::IdentityRejected { claimed, .. } => claimed.as_ref(),
-        Event::GapOpened { .. } | Event::GapClosed { .. } | Event::RecordRejected { .. } => None,
+        _ if class == FINDING.0 => None,
         _ => record.about.agent.as_ref(),
     };
     if let Some(agent) = agent {
@@ -378,7 +381,8 @@ mod tests {
             (12, "/action", json!("Allowed")),
             (13, "/disposition", json!("Blocked")),
             (13, "/dst_endpoint/port", json!(443)),
-            (15, "/unmapped/lost", json!(3)),
+            (18, "/unmapped/lost", json!(3)),
+            (19, "/unmapped/digest", json!("sha256:ee")),
         ] {
             let got = event(&record(0, one_of_each().swap_remove(happened)), 0);
             assert_eq!(got.pointer(pointer), Some(&expected), "{pointer} of {got}");
