@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
-use trust::attestation::predicate::{Fence, Image, Launch, Sandbox};
+use trust::attestation::predicate::{Fence, Launch, Sandbox};
 use trust::attestation::{self as statement, Observed};
 use trust::audit::{About, Audit, Event};
 use trust::clock::Timestamp;
@@ -176,6 +176,7 @@ impl Bound {
     pub fn attest(&self, facts: Facts, pid: i32) -> Result<Vec<Event>, TaskError> {
         let text = |digest: Digest| Some(digest.to_string().as_str().into());
         let (config_digest, policy_digest) = (text(facts.config), text(self.policy));
+        let (image, image_digest) = (facts.image.name().map(Into::into), facts.image.digest().and_then(text));
         self.state().facts = Some((facts, pid));
         let issued = self.issue()?;
         let made = match &self.launch {
@@ -183,7 +184,7 @@ impl Bound {
                 let checkpoint = restored_from.to_string();
                 Event::SandboxRestored { checkpoint: checkpoint.as_str().into(), manifest_digest: text(*restored_from) }
             }
-            _ => Event::SandboxCreated { image: None, image_digest: None, config_digest, policy_digest },
+            _ => Event::SandboxCreated { image, image_digest, config_digest, policy_digest },
         };
         Ok(vec![made, issued])
     }
@@ -227,7 +228,7 @@ impl Bound {
             node: self.ports.node.clone(),
             fence: fence.clone(),
             hardening: facts.hardening,
-            image: Image::Unknown, // containerd tells a shim no digest
+            image: facts.image,
             launch: self.launch.clone(),
         };
         let previous = state.current.as_ref().map(|current| current.digest);

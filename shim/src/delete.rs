@@ -19,7 +19,8 @@ pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
     let bundle = call.bundle.clone().unwrap_or_else(|| PathBuf::from("."));
     let group = crate::start::group(&bundle.join("config.json"), &call.id).unwrap_or_else(|_| call.id.clone());
     let dir = paths::sandbox(&paths::state_root(), &call.address, &call.namespace, &group);
-    backend::sweep(&Place { dir, namespace: call.namespace.clone(), group: group.clone() }, &call.id)?;
+    let (address, namespace) = (call.address.clone(), call.namespace.clone());
+    backend::sweep(&Place { dir, address, namespace, group: group.clone() }, &call.id)?;
     mounts::unmount_all(&bundle.join("rootfs"));
     if group == call.id {
         let _ = fs::remove_file(paths::socket(&call.address, &call.namespace, &group, None));
