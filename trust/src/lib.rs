@@ -13,6 +13,7 @@ pub mod identity;
 pub mod keys;
 
 pub mod clock;
+pub mod custody;
 pub mod digest;
 pub mod id;
 mod json;

@@ -55,8 +55,7 @@ impl std::str::FromStr for Destination {
             return Err(BadDestination::Everything);
         }
         if text.contains('/') {
-            let bad = |_| BadDestination::Network(text.chars().take(80).collect());
-            return network(text.parse().map_err(bad)?);
+            return network(text);
         }
         if let Ok(address) = text.parse::<IpAddr>() {
             return Ok(Self::Net(address.into()));
@@ -74,12 +73,17 @@ fn zone_of(zone: Fqdn) -> Result<Destination, BadDestination> {
     if special::is_metadata(zone.as_str()) { Err(BadDestination::Metadata(zone)) } else { Ok(Destination::Zone(zone)) }
 }
 
-fn network(net: IpNet) -> Result<Destination, BadDestination> {
-    let fix = net.trunc();
-    if net == fix {
-        return Ok(Destination::Net(net));
+/// `ipnet` itself reads `010.0.0.0` as 10.0.0.0, which is 8.0.0.0 to others: addresses are read by the standard library.
+fn network(text: &str) -> Result<Destination, BadDestination> {
+    let bad = || BadDestination::Network(text.chars().take(80).collect());
+    let (address, length) = text.split_once('/').ok_or_else(bad)?;
+    let address: IpAddr = address.parse().map_err(|_| bad())?;
+    let length: u8 = length.parse().ok().filter(|number: &u8| number.to_string() == length).ok_or_else(bad)?;
+    let given = IpNet::new(address, length).map_err(|_| bad())?;
+    match given.trunc() {
+        fix if fix == given => Ok(Destination::Net(given)),
+        fix => Err(BadDestination::HostBits { given, fix, address }),
     }
-    Err(BadDestination::HostBits { given: net, fix, address: net.addr() })
 }
 
 #[cfg(test)]
@@ -142,6 +146,9 @@ mod tests {
             ("10.0.0.0/255.0.0.0", "no network"),
             ("10/8", "no network"),
             ("010.0.0.0/8", "no network"),
+            ("10.0.0.0/+8", "no network"),
+            ("10.0.0.0/08", "no network"),
+            ("10.0.0.0/8/8", "no network"),
             ("example.com/24", "no network"),
             ("https://example.com", "no network"),
             ("0x7f.1", "number"),

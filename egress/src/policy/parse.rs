@@ -159,27 +159,35 @@ struct Written {
     rules: Vec<WrittenRule>,
 }
 
-/// The shape of a rule. What can be wrong with a field is found out later, where the rule can be named.
+/// A rule as people write it, not yet judged: what can be wrong with a field is found out where the rule can be named.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct WrittenRule {
+pub struct WrittenRule {
+    /// Its id; without one its place, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
+    /// A name, `*.zone`, an address or a network.
     pub destination: Option<String>,
+    /// Ports and ranges of them; without any, all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<Vec<WrittenPort>>,
+    /// `tcp` or `udp`; without one, both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
+    /// `Allow`, `Deny` or `RequireAuthz`.
     pub action: Option<String>,
+    /// Addresses only: special-purpose ranges too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_special: Option<bool>,
 }
 
-/// A number or a text.
+/// A port, or a range of ports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
-pub(super) enum WrittenPort {
+pub enum WrittenPort {
+    /// `443`.
     Number(i64),
+    /// `"443"`, `"8000-8080"`.
     Text(String),
 }
 
