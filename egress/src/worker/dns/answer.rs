@@ -54,7 +54,7 @@ pub enum Refusal {
     #[error("not a host name")]
     NoHost,
     /// Only host names are answered here.
-    #[error("no answer of type {0} is given")]
+    #[error("no answer of type {0} ({number}) is given", number = u16::from(*.0))]
     Kind(RecordType),
     /// Only class IN is.
     #[error("no answer of this class is given")]
@@ -187,20 +187,20 @@ mod tests {
             ("api.example.com.", T::AAAA, "no data"),
             ("api.example.com.", T::HTTPS, "no data"),
             ("api.example.com.", T::SVCB, "no data"),
-            ("api.example.com.", T::TXT, "refused: no answer of type TXT is given"),
-            ("api.example.com.", T::MX, "refused: no answer of type MX is given"),
-            ("api.example.com.", T::SRV, "refused: no answer of type SRV is given"),
-            ("api.example.com.", T::NS, "refused: no answer of type NS is given"),
-            ("api.example.com.", T::CNAME, "refused: no answer of type CNAME is given"),
-            ("api.example.com.", T::NULL, "refused: no answer of type NULL is given"),
-            ("api.example.com.", T::ANY, "refused: no answer of type ANY is given"),
-            ("api.example.com.", T::Unknown(65_399), "refused: no answer of type TYPE65399 is given"),
+            ("api.example.com.", T::TXT, "refused: no answer of type TXT (16) is given"),
+            ("api.example.com.", T::MX, "refused: no answer of type MX (15) is given"),
+            ("api.example.com.", T::SRV, "refused: no answer of type SRV (33) is given"),
+            ("api.example.com.", T::NS, "refused: no answer of type NS (2) is given"),
+            ("api.example.com.", T::CNAME, "refused: no answer of type CNAME (5) is given"),
+            ("api.example.com.", T::NULL, "refused: no answer of type NULL (10) is given"),
+            ("api.example.com.", T::ANY, "refused: no answer of type ANY (255) is given"),
+            ("api.example.com.", T::Unknown(65_399), "refused: no answer of type Unknown (65399) is given"),
             ("evil.example.org.", T::A, "refused: no rule allows it"),
             ("evil.example.org.", T::AAAA, "refused: no rule allows it"),
-            ("evil.example.org.", T::TXT, "refused: no answer of type TXT is given"),
+            ("evil.example.org.", T::TXT, "refused: no answer of type TXT (16) is given"),
             ("secret.example.net.", T::A, "refused: rule never: the rule says so"),
             ("example.net.", T::A, "refused: no rule allows it"),
-            ("_tcp.example.net.", T::SRV, "refused: no answer of type SRV is given"),
+            ("_tcp.example.net.", T::SRV, "refused: no answer of type SRV (33) is given"),
             (".", T::A, "refused: not a host name"),
             ("localhost.", T::A, "loopback"),
             ("db.localhost.", T::AAAA, "loopback"),

@@ -127,7 +127,7 @@ mod tests {
 
     fn message(name: &str, kind: RecordType) -> Message {
         let mut message = Message::query();
-        message.add_query(Query::query(Name::from_str(name).unwrap(), kind));
+        message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
         message
     }
 
