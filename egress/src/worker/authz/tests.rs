@@ -138,7 +138,26 @@ async fn a_grant_counts_for_its_time_and_a_refusal_for_a_shorter_one() {
     }
     pdp.answers(says("true"));
     assert_eq!(authz.decide(&question).await, Ok(Verdict::Granted));
-    assert_eq!(pdp.connected.load(Ordering::SeqCst), 1, "the connection is kept");
+}
+
+#[tokio::test]
+async fn connections_are_kept_and_a_question_is_repeated_only_if_it_was_never_sent() {
+    let pdp = Pdp::start().await;
+    let authz = pdp.authz();
+    let ask = async |n: usize| authz.decide(&question(&format!("h{n}.example.org"))).await;
+    let connected = || pdp.connected.load(Ordering::SeqCst);
+    for n in 0..3 {
+        assert_eq!(ask(n).await, Ok(Verdict::Granted));
+    }
+    assert_eq!(connected(), 1);
+    pdp.answers(says("true").replace("keep-alive", "upgrade")); // closed behind the client's back
+    assert_eq!(ask(3).await, Ok(Verdict::Granted));
+    pdp.answers(says("true"));
+    assert_eq!(ask(4).await, Ok(Verdict::Granted));
+    assert_eq!((connected(), pdp.asked()), (2, 5));
+    pdp.answers("");
+    assert!(matches!(ask(5).await, Err(Undecided::Unreachable(_))));
+    assert_eq!((connected(), pdp.asked()), (2, 6));
 }
 
 #[tokio::test]
