@@ -15,5 +15,7 @@ pub mod keys;
 pub mod clock;
 pub mod custody;
 pub mod digest;
+#[cfg(feature = "http")]
+pub mod https;
 pub mod id;
-mod json;
+pub mod json;

@@ -2,6 +2,7 @@
 //! by sandboxes and strangers. It knows a sandbox by its address, which the fence has made sure of.
 
 pub mod dns;
+pub mod authz;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
