@@ -9,6 +9,7 @@
 //! privileges: reads what sandboxes send).
 
 pub mod client;
+pub mod paths;
 pub mod policy;
 pub mod protocol;
 

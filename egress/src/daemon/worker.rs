@@ -36,6 +36,8 @@ const ORDERS: usize = 256;
 pub struct Start {
     /// The program: this one.
     pub program: PathBuf,
+    /// Whether it logs what it does.
+    pub debug: bool,
     /// What it serves with.
     pub settings: Settings,
     /// What it listens on.
@@ -160,8 +162,8 @@ impl Keeper {
         let (ours, theirs) = StdStream::pair()?;
         let child = Command::new(&self.start.program)
             .arg("worker")
+            .args(self.start.debug.then_some("--debug"))
             .env_clear()
-            .envs(std::env::vars_os().filter(|(name, _)| name == "RUST_LOG"))
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .current_dir("/")

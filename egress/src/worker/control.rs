@@ -4,12 +4,12 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::Attempt;
 use super::authz::AuthzSettings;
 use super::dns::DnsSettings;
 use super::gate::GateSettings;
+use crate::policy::Document;
 use crate::protocol::SandboxKey;
 
 /// What a worker serves with. It reads no file: what stands in files comes with it.
@@ -71,8 +71,8 @@ pub struct Bind {
     pub agent: Option<String>,
     /// By what it is known.
     pub addresses: Vec<IpAddr>,
-    /// What it may do: the whole policy, as JSON.
-    pub policy: Value,
+    /// What it may do: the whole policy.
+    pub policy: Document,
     /// Which of its policies this is.
     pub generation: u64,
 }
@@ -109,13 +109,20 @@ pub enum Notice {
 }
 
 /// What is done for a sandbox now.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Busy {
     /// Which.
-    pub sandbox: Option<SandboxKey>,
+    pub sandbox: SandboxKey,
     /// Connections through the gate.
     pub flows: u64,
     /// Where it waits for the decision point.
     pub pending: Vec<String>,
+}
+
+impl Busy {
+    /// Nothing is done for it.
+    pub fn none(sandbox: &SandboxKey) -> Self {
+        Self { sandbox: sandbox.clone(), flows: 0, pending: Vec::new() }
+    }
 }

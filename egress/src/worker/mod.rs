@@ -1,8 +1,8 @@
 //! The half without privileges: answers the sandboxes' DNS questions and carries their connections. What it reads was written
 //! by sandboxes and strangers. It knows a sandbox by its address, which the fence has made sure of.
 
-pub mod dns;
 pub mod authz;
+pub mod dns;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
