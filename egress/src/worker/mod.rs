@@ -13,6 +13,8 @@ use tokio::sync::watch;
 use crate::policy::{CompiledPolicy, Fqdn, Protocol};
 use crate::protocol::SandboxKey;
 
+pub mod gate;
+
 /// A sandbox, as the worker knows it.
 #[derive(Debug)]
 pub struct Binding {
