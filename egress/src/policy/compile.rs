@@ -11,7 +11,7 @@ use super::model::{Destination, Policy, Protocol, Rule};
 use super::name::Fqdn;
 
 /// A rule, by its place in the policy.
-type RuleAt = u32;
+pub(super) type RuleAt = u32;
 /// A destination, by its place in `Compiled::places`.
 type PlaceAt = u32;
 
@@ -46,7 +46,7 @@ struct Named {
 
 /// Ports and who decides on them: disjoint, ascending.
 #[derive(Clone, Debug, Default)]
-struct Pieces(Box<[Piece]>);
+pub(super) struct Pieces(Box<[Piece]>);
 
 #[derive(Clone, Copy, Debug)]
 struct Piece {
@@ -191,7 +191,7 @@ fn ends(net: &IpNet) -> (u128, u128) {
 
 impl Pieces {
     /// Cuts the ports where a rule begins or ends. `rules` are in order of strictness: of those that are open the first decides.
-    fn new(policy: &Policy, rules: &[RuleAt], protocol: Protocol) -> Self {
+    pub(super) fn new(policy: &Policy, rules: &[RuleAt], protocol: Protocol) -> Self {
         // At a port: which of the rules open there, and which end before it.
         let mut cuts: BTreeMap<u32, Vec<(usize, bool)>> = BTreeMap::new();
         let mut cut = |rank, first: u16, last: u16| {
@@ -237,6 +237,11 @@ impl Pieces {
         let after = self.0.partition_point(|piece| piece.first <= port);
         let piece = self.0.get(after.checked_sub(1)?)?;
         (port <= piece.last).then_some(piece.rule)
+    }
+
+    /// Whether a rule decides on any port.
+    pub(super) fn decides(&self, rule: RuleAt) -> bool {
+        self.0.iter().any(|piece| piece.rule == rule)
     }
 
     /// Notes who decides on any of these ports, and hands back those on which nobody does.

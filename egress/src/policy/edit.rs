@@ -4,7 +4,8 @@ use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, Tab
 
 use super::canonical;
 use super::model::{Policy, Rule};
-use super::parse::{self, BadPolicy, Document, WrittenPort, WrittenRule};
+use super::parse::{self, BadPolicy, Document};
+use super::written::{WrittenPort, WrittenRule};
 
 /// Why a policy was not changed.
 #[derive(Debug, thiserror::Error)]

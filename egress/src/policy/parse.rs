@@ -13,14 +13,13 @@
 //! ```
 
 use std::collections::HashSet;
-use std::fmt;
 
-use serde::de::{self, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use trust::id::PolicyName;
 
 use super::destination::BadDestination;
 use super::model::{Action, Destination, Policy, PortRange, Protocol, Rule};
+use super::written::{Table, Written, WrittenPort, WrittenRule};
 
 /// A policy has no more rules, those that it includes counted.
 pub const MAX_RULES: usize = 10_000;
@@ -122,13 +121,14 @@ impl Document {
 
     /// Reads JSON.
     pub fn from_json(bytes: &[u8]) -> Result<Self, BadPolicy> {
-        let written: Written = serde_json::from_slice(bytes).map_err(|e| BadPolicy::Shape(e.to_string()))?;
+        let Table::<Written>(written) = serde_json::from_slice(bytes).map_err(|e| BadPolicy::Shape(e.to_string()))?;
         written.try_into()
     }
 
     /// Reads JSON that has been taken apart already.
     pub fn from_json_value(value: &serde_json::Value) -> Result<Self, BadPolicy> {
-        Written::deserialize(value).map_err(|e| BadPolicy::Shape(e.to_string()))?.try_into()
+        let Table::<Written>(written) = Table::deserialize(value).map_err(|e| BadPolicy::Shape(e.to_string()))?;
+        written.try_into()
     }
 
     /// Writes JSON; `from_json` reads the same document from it.
@@ -145,94 +145,9 @@ impl Serialize for Document {
 
 impl<'de> Deserialize<'de> for Document {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Written::deserialize(deserializer)?.try_into().map_err(de::Error::custom)
+        let Table::<Written>(written) = Table::deserialize(deserializer)?;
+        written.try_into().map_err(de::Error::custom)
     }
-}
-
-/// The shape.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Written {
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    include: Vec<PolicyName>,
-    #[serde(default, deserialize_with = "rules", skip_serializing_if = "Vec::is_empty")]
-    rules: Vec<WrittenRule>,
-}
-
-/// A rule as people write it, not yet judged: what can be wrong with a field is found out where the rule can be named.
-#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WrittenRule {
-    /// Its id; without one its place, from 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
-    /// A name, `*.zone`, an address or a network.
-    pub destination: Option<String>,
-    /// Ports and ranges of them; without any, all.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ports: Option<Vec<WrittenPort>>,
-    /// `tcp` or `udp`; without one, both.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub protocol: Option<String>,
-    /// `Allow`, `Deny` or `RequireAuthz`.
-    pub action: Option<String>,
-    /// Addresses only: special-purpose ranges too.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub allow_special: Option<bool>,
-}
-
-/// A port, or a range of ports.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
-pub enum WrittenPort {
-    /// `443`.
-    Number(i64),
-    /// `"443"`, `"8000-8080"`.
-    Text(String),
-}
-
-impl<'de> Deserialize<'de> for WrittenPort {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PortVisitor;
-        impl Visitor<'_> for PortVisitor {
-            type Value = WrittenPort;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a port (443) or a range of ports (\"8000-8080\")")
-            }
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<WrittenPort, E> {
-                Ok(WrittenPort::Number(number))
-            }
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<WrittenPort, E> {
-                Ok(i64::try_from(number).map_or_else(|_| WrittenPort::Text(number.to_string()), WrittenPort::Number))
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<WrittenPort, E> {
-                Ok(WrittenPort::Text(text.to_owned()))
-            }
-        }
-        deserializer.deserialize_any(PortVisitor)
-    }
-}
-
-/// Reads rules one by one, so that a rule of the wrong shape is named by its place.
-fn rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<WrittenRule>, D::Error> {
-    struct RulesVisitor;
-    impl<'de> Visitor<'de> for RulesVisitor {
-        type Value = Vec<WrittenRule>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list of rules")
-        }
-        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<WrittenRule>, A::Error> {
-            let mut rules = Vec::new();
-            let place = |at: usize| move |e: A::Error| de::Error::custom(format!("rule {}: {e}", at + 1));
-            while let Some(rule) = seq.next_element().map_err(place(rules.len()))? {
-                rules.push(rule);
-            }
-            Ok(rules)
-        }
-    }
-    deserializer.deserialize_seq(RulesVisitor)
 }
 
 impl TryFrom<Written> for Document {

@@ -101,7 +101,7 @@ fn write(fresh: &Path, text: &str, like: Option<&fs::Metadata>) -> io::Result<()
 #[cfg(test)]
 mod tests {
     use super::super::edit::{add_rule, remove_rule};
-    use super::super::parse::WrittenRule;
+    use super::super::written::WrittenRule;
     use super::*;
 
     fn rule(host: &str) -> WrittenRule {
