@@ -88,13 +88,32 @@ pub fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
     if roots.is_empty() { Err("no certificate in it".into()) } else { Ok(roots) }
 }
 
-/// The whole chain of causes: hyper's own sentence says little.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_that_anybody_could_pose_as_is_refused() {
+        for (url, why) in [
+            ("http://pdp.example.org", "use https"),
+            ("http://10.0.0.1", "use https"),
+            ("http://localhost", "use https"), // a name, and whoever resolves it decides
+            ("http://127.0.0.1.example.org", "use https"),
+            ("ftp://127.0.0.1", "give https"),
+            ("/v1", "give https"),
+            ("http://127.0.0.1/?a=b", "without query"),
+        ] {
+            let error = ServiceUrl::parse(url).expect_err(url).to_string();
+            assert!(error.contains(why), "{url}: {error}");
+        }
+        for (url, secure, host, port) in [
+            ("http://127.0.0.1:8080/nhi/", false, "127.0.0.1", 8080),
+            ("http://[::1]", false, "::1", 80),
+            ("https://pdp.example.org", true, "pdp.example.org", 443),
+            ("https://[2001:db8::1]:8443", true, "2001:db8::1", 8443),
+        ] {
+            let parsed = ServiceUrl::parse(url).unwrap();
+            assert_eq!((parsed.is_secure(), parsed.authority()), (secure, (host, port)), "{url}");
+        }
     }
-    text
 }

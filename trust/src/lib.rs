@@ -12,6 +12,7 @@ pub mod audit;
 pub mod identity;
 pub mod keys;
 
+pub mod chain;
 pub mod clock;
 pub mod custody;
 pub mod digest;

@@ -23,7 +23,8 @@ use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
 
 use super::source::{Agent, AgentKey, AgentSource, SourceError};
-use crate::https::{self, BadServiceUrl, ServiceUrl, chain};
+use crate::chain::chain;
+use crate::https::{self, BadServiceUrl, ServiceUrl};
 use crate::id::{AgentId, BackendName, PolicyName};
 use crate::json;
 use crate::keys::jwks::{JwkSet, MAX_SET_BYTES};

@@ -19,9 +19,10 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
-use trust::https::{self, BadServiceUrl, ServiceUrl, chain};
+use trust::chain::chain;
+use trust::https::{self, BadServiceUrl, ServiceUrl};
 use trust::json;
 
 use super::question::{Host, Question};
@@ -139,14 +140,15 @@ fn is_json(headers: &HeaderMap) -> bool {
     media.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(JSON)
 }
 
-/// What an answer says. `decision` must be there, once, and a boolean.
+/// What an answer says: of an object `decision`, which must be there, once, and a boolean.
 fn verdict(body: &[u8]) -> Result<Verdict, Undecided> {
-    #[derive(Deserialize)]
-    struct Evaluated {
-        decision: bool,
+    let answer: Map<String, Value> = json::from_slice(body).map_err(|error| Undecided::NoAnswer(error.to_string()))?;
+    match answer.get("decision") {
+        Some(Value::Bool(true)) => Ok(Verdict::Granted),
+        Some(Value::Bool(false)) => Ok(Verdict::Refused),
+        Some(_) => Err(Undecided::NoAnswer("decision is neither true nor false".into())),
+        None => Err(Undecided::NoAnswer("decision is missing".into())),
     }
-    let evaluated: Evaluated = json::from_slice(body).map_err(|error| Undecided::NoAnswer(error.to_string()))?;
-    Ok(if evaluated.decision { Verdict::Granted } else { Verdict::Refused })
 }
 
 /// The question as it is asked. What only decision points that look at the context could see stands in the properties, too.
@@ -184,3 +186,6 @@ impl tower_service::Service<Name> for Addresses {
         ready(Ok(self.0.to_vec().into_iter()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,17 +37,16 @@ impl Breaker {
         Self::Closed { failures: 0 }
     }
 
-    /// May a question go through? If not: when the next one may be tried; `None` while one is being tried. Whoever is let
-    /// through must say what came of it.
-    pub fn admit(&mut self, now: Instant) -> Result<(), Option<Duration>> {
+    /// May a question go through? Whoever is let through must say what came of it (`note`).
+    pub fn admit(&mut self, now: Instant) -> bool {
         match *self {
-            Self::Closed { .. } => Ok(()),
-            Self::Open { until } if now < until => Err(Some(until - now)),
+            Self::Closed { .. } => true,
+            Self::Open { until } if now < until => false,
             Self::Open { .. } => {
                 *self = Self::Probing;
-                Ok(())
+                true
             }
-            Self::Probing => Err(None),
+            Self::Probing => false,
         }
     }
 
@@ -91,8 +90,8 @@ mod tests {
             let mut steps = steps.chars().filter(|step| *step != ' ').peekable();
             while let Some(step) = steps.next() {
                 match step {
-                    'a' => assert_eq!(breaker.admit(now), Ok(()), "{what}"),
-                    'r' => assert!(breaker.admit(now).is_err(), "{what}"),
+                    'a' => assert!(breaker.admit(now), "{what}"),
+                    'r' => assert!(!breaker.admit(now), "{what}"),
                     '>' => now += Duration::from_secs(1),
                     _ => {
                         let changed = breaker.note(step == '+', now, &LIMITS);

@@ -14,7 +14,7 @@ use cedar_policy::{
     RestrictedExpression, Schema, ValidationMode, Validator,
 };
 use serde::{Deserialize, Serialize};
-use trust::https::chain;
+use trust::chain::chain;
 
 use super::answers::Answer;
 use super::question::{Host, Question};

@@ -9,6 +9,8 @@ pub mod answers;
 pub mod authzen;
 pub mod breaker;
 pub mod cedar;
+#[cfg(test)]
+mod fake;
 pub mod question;
 pub mod settings;
 pub mod setup;
@@ -54,8 +56,8 @@ pub enum Undecided {
     #[error("{0} questions of the sandbox are pending already")]
     Crowded(usize),
     /// The breaker is open.
-    #[error("it failed too often and is left alone {}", .0.map_or("until its trial ends".into(), |time| format!("for {time:?}")))]
-    Broken(Option<Duration>),
+    #[error("it failed too often and is left alone for a while")]
+    Broken,
     /// Too slow.
     #[error("no answer within {0:?}")]
     Deadline(Duration),
@@ -243,7 +245,8 @@ impl Point {
         match self {
             Self::None => Err(Undecided::NoDecisionPoint),
             Self::Embedded(_) => Ok(()),
-            Self::Remote(remote) => remote.breaker().admit(Instant::now()).map_err(Undecided::Broken),
+            Self::Remote(remote) if remote.breaker().admit(Instant::now()) => Ok(()),
+            Self::Remote(_) => Err(Undecided::Broken),
         }
     }
 }
