@@ -117,8 +117,8 @@ pub fn judge(question: &Question, policy: &CompiledPolicy, settings: &DnsSetting
 }
 
 /// Whether a denied name looks like one that a resolver made by trying its search list: a name that is allowed, with a domain
-/// appended; or one below a domain that is known to be in such lists. REFUSED would end the search there (glibc 2.36
-/// `res_query.c`, musl 1.2 `lookup_name.c`) and what comes after it in the list would never be asked for.
+/// appended; or one below a domain that is known to be in such lists. At REFUSED glibc (2.36) leaves its list and tries only the
+/// name as it is, and musl (1.2.3) waits 5 s and gives up: what comes later in the list would never be asked for.
 fn of_a_search_list(name: &Fqdn, policy: &CompiledPolicy, search: &[Fqdn]) -> bool {
     if search.iter().any(|domain| name.is_below(domain)) {
         return true;

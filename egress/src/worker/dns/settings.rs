@@ -37,7 +37,7 @@ pub struct DnsSettings {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeniedAs {
-    /// REFUSED: the truth. A resolver of musl takes it for no answer at all and waits for its time-out (5 s).
+    /// REFUSED: the truth. musl's resolver takes it for no answer at all and waits for its time-out (5 s).
     #[default]
     Refused,
     /// NXDOMAIN: every resolver gives up at once.

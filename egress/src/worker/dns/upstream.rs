@@ -117,6 +117,8 @@ impl Upstream {
         options.num_concurrent_reqs = 1;
         options.case_randomization = true;
         options.attempts = ATTEMPTS;
+        // Over one connection to a server; both families of each name.
+        options.max_active_requests = settings.in_flight.get().saturating_mul(2);
         options.timeout = Duration::from_millis(u64::from(settings.try_millis.get()));
         options.cache_size = u64::from(settings.cached);
         let most = Some(Duration::from_secs(u64::from(settings.cached_seconds)));
