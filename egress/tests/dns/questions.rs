@@ -1,13 +1,16 @@
 //! What sandboxes get to hear, and that nothing of it leaves the node.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU32;
 
-use egress::worker::dns::{DnsSettings, Server, Transport, Upstream, UpstreamSettings};
-use hickory_proto::op::{Edns, Message, ResponseCode};
-use hickory_proto::rr::{RData, RecordType};
+use egress::policy::{Fqdn, Protocol, Verdict};
+use egress::worker::dns::{DnsSettings, Limits, Reply, Server, Transport, Upstream, UpstreamSettings};
+use hickory_proto::op::{Edns, Message, Query, ResponseCode};
+use hickory_proto::rr::{Name, RData, RecordType};
 use hickory_resolver::Resolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use proptest::prelude::*;
 
 use super::node::{Node, OURS, STRANGER, THEIRS, fqdn, hear, policy, question, receive, sandbox, send};
 use super::resolver::{CountingResolver, Says};
@@ -169,4 +172,41 @@ async fn a_resolver_that_is_not_ours_understands_it_by_udp_and_by_tcp() {
         assert!(client.lookup_ip("evil.example.org.").await.is_err());
         assert!(client.lookup("api.example.com.", RecordType::TXT).await.is_err());
     }
+}
+
+fn any_name() -> impl Strategy<Value = Name> {
+    let label = prop_oneof![
+        4 => prop::sample::select(vec!["api", "secret", "a", "example", "com", "net", "org", "localhost"])
+            .prop_map(|label| label.as_bytes().to_vec()),
+        1 => prop::collection::vec(any::<u8>(), 1..20),
+    ];
+    prop::collection::vec(label, 0..6).prop_filter_map("too long", |labels| Name::from_labels(labels).ok())
+}
+
+#[test]
+fn whatever_is_asked_an_address_is_had_by_an_allowed_name_alone() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _here = runtime.enter();
+    let most = NonZeroU32::new(1_000_000).unwrap();
+    let limits = Limits { questions_burst: most, new_names_burst: most, ..Limits::default() };
+    let node = Node::start(DnsSettings { limits, ..DnsSettings::default() });
+    let policy = policy();
+    proptest!(|(name in any_name(), kind in prop_oneof![Just(1), Just(28), any::<u16>()], tail in prop::collection::vec(any::<u8>(), 0..40))| {
+        let mut asked = Message::query();
+        asked.add_query(Query::query(name.clone(), RecordType::from(kind)));
+        let bytes = [asked.to_vec().unwrap(), tail].concat();
+        let Reply::Send(reply) = node.dns.answer(OURS.into(), &bytes, Protocol::Udp) else { panic!("no reply") };
+        prop_assert!(reply.len() <= 512);
+        let reply = Message::from_vec(&reply).unwrap();
+        let allowed = Fqdn::parse(&name.to_ascii()).is_ok_and(|name| policy.name(&name).verdict == Verdict::Allow);
+        for record in &reply.answers {
+            match record.data {
+                RData::A(address) if address.is_loopback() => prop_assert!(name.is_localhost()),
+                RData::A(address) => prop_assert!(allowed && kind == 1 && address.octets()[0] == 198),
+                RData::AAAA(address) => prop_assert!(name.is_localhost() && address.is_loopback()),
+                ref other => prop_assert!(false, "{other:?}"),
+            }
+        }
+        prop_assert!(!(allowed && kind == 1) || reply.answers.len() == 1, "an allowed name has no address");
+    });
 }

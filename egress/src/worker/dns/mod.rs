@@ -154,7 +154,8 @@ impl Dns {
                 Answer::NoSuchName(_) => format!("{refusal} (answered NXDOMAIN)"),
                 _ => refusal.to_string(),
             };
-            self.tell(binding, effective, name.strip_suffix('.').unwrap_or(&name), why, rule, over);
+            let name = name.strip_suffix('.').filter(|name| !name.is_empty()).unwrap_or(&name);
+            self.tell(binding, effective, name, why, rule, over);
         }
         answer
     }

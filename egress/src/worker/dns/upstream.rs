@@ -134,23 +134,22 @@ impl Upstream {
     pub async fn resolve(&self, name: &Fqdn, port: u16, policy: &CompiledPolicy) -> Result<Resolved, ResolveError> {
         let asked = Name::from_ascii(format!("{name}."))?;
         let (ipv4, ipv6) = timeout(self.deadline, self.both(asked)).await.map_err(|_| ResolveError::Timeout)?;
-        let found = [&ipv6, &ipv4].map(|lookup| lookup.as_ref().ok().map(addresses).unwrap_or_default());
-        let valid_until = [&ipv4, &ipv6].into_iter().flatten().map(Lookup::valid_until).min();
-        let Some((valid_until, all)) = valid_until.zip(Some(alternating(found))).filter(|(_, all)| !all.is_empty())
-        else {
+        let found = [&ipv6, &ipv4].map(|lookup| lookup.as_ref().map(addresses).unwrap_or_default());
+        let Some(valid_until) = [&ipv4, &ipv6].into_iter().flatten().map(Lookup::valid_until).min() else {
             return Err(worst(ipv4.err(), ipv6.err()));
         };
         let (mut addresses, mut forbidden) = (Vec::new(), None);
-        for address in all {
+        for address in alternating(found) {
             match policy.may_dial(address, port) {
                 Ok(()) if addresses.len() < MOST => addresses.push(address),
                 Ok(()) => {}
                 Err(reason) => forbidden = forbidden.or(Some((address, reason))),
             }
         }
-        match forbidden {
-            Some((first, reason)) if addresses.is_empty() => Err(ResolveError::AllForbidden { first, reason }),
-            _ => Ok(Resolved { addresses, valid_until }),
+        match (addresses.is_empty(), forbidden) {
+            (false, _) => Ok(Resolved { addresses, valid_until }),
+            (true, Some((first, reason))) => Err(ResolveError::AllForbidden { first, reason }),
+            (true, None) => Err(ResolveError::NoAddress), // an alias that leads to none
         }
     }
 
