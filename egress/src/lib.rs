@@ -14,4 +14,6 @@ pub mod policy;
 pub mod protocol;
 
 #[cfg(feature = "daemon")]
+pub mod daemon;
+#[cfg(feature = "daemon")]
 pub mod worker;

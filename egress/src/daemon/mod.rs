@@ -1,18 +1,9 @@
-//! The privileged half: puts fences into the kernel, keeps what stands, answers egress.sock. It reads what root says, and
-//! nothing that a sandbox does; what does stands in `worker`.
+//! The privileged half: kernel, files, sockets. Reading order: `fence`, which puts one around a sandbox; what it stands on
+//! follows, the pure parts (`ruleset`, `nf_tables`) and those with effects (`netns`, `kernel`, `netlink`).
 
-mod config;
-mod events;
-mod fences;
-mod kernel;
-mod metrics;
-mod netns;
-mod recorder;
-mod ruleset;
-mod run;
-mod server;
-mod sockets;
-mod state;
-mod worker;
-
-pub use run::{DaemonFailed, run};
+pub mod fence;
+pub mod kernel;
+pub mod netlink;
+pub mod netns;
+pub mod nf_tables;
+pub mod ruleset;
