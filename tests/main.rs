@@ -24,6 +24,7 @@ mod killed_shim;
 mod many_at_once;
 mod metrics;
 mod nerdctl_calls;
+mod nhi;
 mod oom;
 mod options;
 mod pause_resume;

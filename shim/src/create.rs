@@ -189,6 +189,7 @@ async fn start_init(pod: &Arc<Pod>, key: &Key) -> Result<(), TaskError> {
     }
     pod.backend()?.start(&key.id, saved.exists().then_some(saved.as_path())).await?;
     let _ = fs::remove_dir_all(&saved); // most have none
+    sys::give_memory_back();
     after(&hooks, Moment::Started, pid, &bundle).await;
     Ok(())
 }

@@ -24,6 +24,7 @@ mod info;
 mod interfaces;
 mod log;
 mod mounts;
+mod nhi;
 mod options;
 mod paths;
 mod ports;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         Ok(args::Args::Serve(call)) => serve::run(&call),
         Ok(args::Args::Delete(call)) => delete::run(&call),
         Ok(args::Args::Image) => image::run(),
+        Ok(args::Args::Agent) => nhi::run(),
         Ok(args::Args::Info) => info::run(),
         Err(error) => Err(error.into()),
     };

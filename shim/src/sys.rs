@@ -23,7 +23,7 @@ pub fn share_one_heap() {
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
-/// Gives back what a Create needed and nobody needs any more, the heap and the code: a node multiplies it by its sandboxes.
+/// Gives back what a Create or Start needed and nobody needs any more, the heap and the code: a node multiplies it by its sandboxes.
 /// Code that is called again is still in the page cache, at a minor fault for 64 KiB of it.
 #[cfg(target_env = "gnu")]
 pub fn give_memory_back() {
