@@ -9,6 +9,7 @@ mod audit;
 mod checkpoint_restore;
 mod cli;
 mod configs;
+mod confined;
 mod containerd_restart;
 mod containerd_versions;
 mod control_fallback;

@@ -11,6 +11,7 @@ mod bound;
 mod bundle;
 mod cgroup;
 mod checkpoint;
+mod confine;
 mod create;
 mod delete;
 mod errand;
