@@ -11,6 +11,7 @@ mod bound;
 mod bundle;
 mod cgroup;
 mod checkpoint;
+mod confine;
 mod create;
 mod delete;
 mod errand;
@@ -25,6 +26,7 @@ mod info;
 mod interfaces;
 mod log;
 mod mounts;
+mod nhi;
 mod options;
 mod paths;
 mod ports;
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Ok(args::Args::Serve(call)) => serve::run(&call),
         Ok(args::Args::Delete(call)) => delete::run(&call),
         Ok(args::Args::Image) => image::run(),
+        Ok(args::Args::Agent) => nhi::run(),
         Ok(args::Args::Info) => info::run(),
         Err(error) => Err(error.into()),
     };
