@@ -22,6 +22,7 @@ use crate::error::TaskError;
 use crate::events::timestamp;
 use crate::harden::Policy;
 use crate::hooks::{Hooks, Moment};
+use crate::image::Asked;
 use crate::request::SandboxRequest;
 use crate::task::{Exit, Input, Phase};
 use crate::tasks::{Key, Pod, Process};
@@ -109,6 +110,7 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
     let (stdin, stdout, stderr) = (req.stdin.clone(), req.stdout.clone(), req.stderr.clone());
     let stdio = stdio::Request { stdin, stdout, stderr, terminal: req.terminal, owner: options.io_owner };
     let checkpoint = checkpoint.as_deref();
+    let image = pod.begins_with(id).then(|| Asked::about(&pod.place, &spec)); // answered while the sandbox is made
     let new = NewContainer { id, spec, bundle: &ours, stdio: &stdio, options: &options, checkpoint };
     let Made { pid, io } = backend.create(new).await?;
 
@@ -116,8 +118,8 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
     hooks.run(Moment::Created, pid, &ours).await?;
 
     *step = "attestation"; // what is there, read back; not what was asked for
-    if pod.begins_with(id) {
-        let facts = attest::facts(bound.backend(), &backend.ran()?, &ours, pid).await?;
+    if let Some(image) = image {
+        let facts = attest::facts(bound.backend(), &backend.ran()?, &ours, pid, image.image().await).await?;
         let events = bound.attest(facts, pid)?;
         bound.record(events);
         bound.keep_fresh();
@@ -156,6 +158,9 @@ async fn clean(pod: &Pod, id: &str, bundle: &Path) {
     }
     if let Some(bound) = pod.bound() {
         bound.leave(id);
+        if pod.begins_with(id) {
+            bound.unfence().await;
+        }
     }
     let _ = fs::remove_dir_all(pod.bundle(id));
     mounts::unmount_all(&bundle.join("rootfs"));
@@ -182,8 +187,7 @@ async fn start_init(pod: &Arc<Pod>, key: &Key) -> Result<(), TaskError> {
     let saved = checkpoint(&bundle);
     let (hooks, pid) = pod.with(key, |p| (p.hooks.clone(), p.pid))?;
     if let Some(bound) = pod.bound().filter(|_| pod.begins_with(&key.id)) {
-        // ctr --cni and nerdctl wire the network between Create and Start.
-        bound.starts(pid)?;
+        bound.starts(pid).await?; // the first instruction runs behind the fence
     }
     pod.backend()?.start(&key.id, saved.exists().then_some(saved.as_path())).await?;
     let _ = fs::remove_dir_all(&saved); // most have none

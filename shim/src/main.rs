@@ -13,11 +13,14 @@ mod cgroup;
 mod checkpoint;
 mod create;
 mod delete;
+mod errand;
 mod error;
 mod events;
 mod exec;
+mod fence;
 mod harden;
 mod hooks;
+mod image;
 mod info;
 mod interfaces;
 mod log;
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Ok(args::Args::Start(call)) => start::run(&call).map_err(Into::into),
         Ok(args::Args::Serve(call)) => serve::run(&call),
         Ok(args::Args::Delete(call)) => delete::run(&call),
+        Ok(args::Args::Image) => image::run(),
         Ok(args::Args::Info) => info::run(),
         Err(error) => Err(error.into()),
     };

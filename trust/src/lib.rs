@@ -14,6 +14,7 @@ pub mod keys;
 
 pub mod chain;
 pub mod clock;
+pub mod custody;
 pub mod digest;
 #[cfg(feature = "http")]
 pub mod https;
