@@ -58,7 +58,7 @@ impl Cerbos {
     /// With its policies, certificate and sockets in `dir`; a port that another took in the meantime is not taken from it.
     fn start(dir: &Path) -> Self {
         let program = part("cerbos").join("bin/cerbos");
-        (0..5).find_map(|_| Self::at(&program, dir, free_port())).expect("cerbos does not start")
+        (0..5).find_map(|_| Self::at(&program, dir, free_port())).unwrap_or_else(|| panic!("cerbos does not start"))
     }
 
     fn at(program: &Path, dir: &Path, port: u16) -> Option<Self> {

@@ -5,9 +5,9 @@
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use std::vec;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
@@ -81,7 +81,7 @@ pub struct AuthZen {
 
 /// The service's addresses, as they were given.
 #[derive(Clone)]
-struct Addresses(Arc<[SocketAddr]>);
+struct Addresses(Vec<SocketAddr>);
 
 impl AuthZen {
     /// Asks nobody yet.
@@ -103,7 +103,7 @@ impl AuthZen {
             bearer.set_sensitive(true);
             headers.insert(AUTHORIZATION, bearer);
         }
-        let mut http = HttpConnector::new_with_resolver(Addresses(service.addresses.as_slice().into()));
+        let mut http = HttpConnector::new_with_resolver(Addresses(service.addresses.clone()));
         http.set_nodelay(true);
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
@@ -174,7 +174,7 @@ fn evaluation(question: &Question) -> Value {
 }
 
 impl tower_service::Service<Name> for Addresses {
-    type Response = std::vec::IntoIter<SocketAddr>;
+    type Response = vec::IntoIter<SocketAddr>;
     type Error = Infallible;
     type Future = Ready<Result<Self::Response, Infallible>>;
 
@@ -183,7 +183,7 @@ impl tower_service::Service<Name> for Addresses {
     }
 
     fn call(&mut self, _: Name) -> Self::Future {
-        ready(Ok(self.0.to_vec().into_iter()))
+        ready(Ok(self.0.clone().into_iter()))
     }
 }
 

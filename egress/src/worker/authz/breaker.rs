@@ -31,12 +31,14 @@ pub enum Breaker {
     Probing,
 }
 
-impl Breaker {
+impl Default for Breaker {
     /// Closed.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self::Closed { failures: 0 }
     }
+}
 
+impl Breaker {
     /// May a question go through? Whoever is let through must say what came of it (`note`).
     pub fn admit(&mut self, now: Instant) -> bool {
         match *self {
@@ -54,7 +56,7 @@ impl Breaker {
     pub fn note(&mut self, answered: bool, now: Instant, limits: &Limits) -> bool {
         let before = *self;
         *self = match (before, answered) {
-            (_, true) => Self::new(),
+            (_, true) => Self::default(),
             (Self::Closed { failures }, false) if failures + 1 < limits.failures => {
                 Self::Closed { failures: failures + 1 }
             }
@@ -86,7 +88,7 @@ mod tests {
             ("a late failure does not prolong it", "a a a a ---! > > - > > > a"),
             ("a late answer closes it: the decision point lives", "a a a a ---! r +! a"),
         ] {
-            let (mut breaker, mut now) = (Breaker::new(), Instant::now());
+            let (mut breaker, mut now) = (Breaker::default(), Instant::now());
             let mut steps = steps.chars().filter(|step| *step != ' ').peekable();
             while let Some(step) = steps.next() {
                 match step {

@@ -82,7 +82,7 @@ struct Words {
 }
 
 impl Words {
-    fn new() -> Result<Self, cedar_policy::ParseErrors> {
+    fn new() -> Result<Self, Box<cedar_policy::ParseErrors>> {
         let [agent, workload, destination, zone] =
             ["Agent", "Workload", "Destination", "Zone"].map(EntityTypeName::from_str);
         Ok(Self {

@@ -157,7 +157,7 @@ impl Authz {
             DecisionPoint::Cedar(texts) => Point::Embedded(Arc::new(Cedar::load(texts).map_err(refused)?)),
             DecisionPoint::AuthZen(service) => Point::Remote(Arc::new(Remote {
                 service: AuthZen::new(service).map_err(refused)?,
-                breaker: Mutex::new(Breaker::new()),
+                breaker: Mutex::default(),
             })),
         };
         let mut state = self.state();

@@ -1,5 +1,6 @@
 //! What is asked and how strictly an answer is read, with a decision point of the tests' own.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
