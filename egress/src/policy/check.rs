@@ -5,6 +5,8 @@
 
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use super::compile::Compiled;
 use super::model::{Action, AddressRule, Policy, Protocol};
 use super::name::Fqdn;
@@ -32,7 +34,7 @@ pub enum Target<'a> {
 }
 
 /// What becomes of a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     /// It passes.
     Allow,
