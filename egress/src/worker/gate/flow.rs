@@ -137,11 +137,7 @@ impl<N: Names, R: Resolve, A: Authorizer + 'static> Gate<N, R, A> {
             let generation = policies.borrow().as_ref().map_or(0, |effective| effective.generation);
             Stopped::Denied(Denied { refusal, rule: None, generation })
         };
-        match timeout(self.settings.silence, client.readable()).await {
-            Err(_) => return Ok(()),
-            Ok(readable) => readable.map_err(|_| Stopped::Gone)?,
-        }
-        let deadline = Instant::now() + self.settings.head;
+        let begun = Instant::now();
         loop {
             match said.listen(client, filter) {
                 Ok(true) => return Ok(()),
@@ -149,7 +145,10 @@ impl<N: Names, R: Resolve, A: Authorizer + 'static> Gate<N, R, A> {
                 Err(Stop::Refused(refusal)) => return Err(denied(refusal)),
                 Err(Stop::Broken) => return Err(Stopped::Gone),
             }
-            match timeout_at(deadline, client.readable()).await {
+            let is_silent = !said.holds_back();
+            let patience = if is_silent { self.settings.silence } else { self.settings.head };
+            match timeout_at(begun + patience, client.readable()).await {
+                Err(_) if is_silent => return Ok(()),
                 Err(_) => return Err(denied(Refusal::TooSlow)),
                 Ok(readable) => readable.map_err(|_| Stopped::Gone)?,
             }

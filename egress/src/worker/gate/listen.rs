@@ -25,7 +25,7 @@ use crate::worker::{Attempt, Outcome};
 const SHORT_OF: Duration = Duration::from_millis(50);
 
 /// How it is found out where a connection was to go; an error means that it was brought here by nobody.
-pub type OriginalDestination = fn(&TcpStream) -> io::Result<SocketAddr>;
+pub type OriginalDestination = Box<dyn Fn(&TcpStream) -> io::Result<SocketAddr> + Send + Sync>;
 
 /// By SO_ORIGINAL_DST, which netfilter answers for connections that its nat has brought here.
 pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
