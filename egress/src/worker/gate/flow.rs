@@ -75,10 +75,14 @@ impl<N: Names, R: Resolve, A: Authorizer + 'static> Gate<N, R, A> {
             Err(Stopped::Gone) => self.metrics.count("gone"),
             Err(Stopped::Denied(denied)) => {
                 self.metrics.count(denied.refusal.code());
-                self.tell(&incoming, Outcome::Denied(denied.refusal.to_string()), denied.rule.as_deref(), denied.generation);
+                self.tell(
+                    &incoming,
+                    Outcome::Denied(denied.refusal.to_string()),
+                    denied.rule.as_deref(),
+                    denied.generation,
+                );
                 let destination = format!("{}:{}", incoming.goal, incoming.port);
-                let problem =
-                    Problem::refused(&denied.refusal, destination, denied.rule.as_deref(), denied.generation);
+                let problem = Problem::refused(&denied.refusal, destination, denied.rule.as_deref(), denied.generation);
                 answer(incoming.client, &filter, &problem).await;
             }
             Err(Stopped::Unreachable(permit, error)) => {

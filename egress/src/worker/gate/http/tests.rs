@@ -59,8 +59,7 @@ fn a_request_passes_only_to_the_host_that_the_flow_is_for() {
 }
 
 const POST: &str = "POST /a HTTP/1.1\r\nHost: a.example.com\r\nContent-Length: 5\r\n\r\nhello";
-const CHUNKED: &str =
-    "POST /b HTTP/1.1\r\nHost: a.example.com\r\nTransfer-Encoding: Chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\nX-T: 1\r\n\r\n";
+const CHUNKED: &str = "POST /b HTTP/1.1\r\nHost: a.example.com\r\nTransfer-Encoding: Chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\nX-T: 1\r\n\r\n";
 const OTHER: &str = "GET /c HTTP/1.1\r\nHost: b.example.com\r\n\r\n";
 
 #[test]
@@ -77,7 +76,9 @@ fn a_later_request_to_another_host_is_found_behind_any_body() {
 #[test]
 fn bodies_that_servers_measure_in_different_ways_are_refused() {
     let head = "POST / HTTP/1.1\r\nHost: a.example.com\r\nTransfer-Encoding: chunked\r\n\r\n";
-    for body in ["\r\n", ";\r\n", "g\r\n", "5\nhello\r\n", "1;a\nb\r\nx\r\n", "1\r\nxy\r\n", "-1\r\n", "0x5\r\nhello\r\n"] {
+    for body in
+        ["\r\n", ";\r\n", "g\r\n", "5\nhello\r\n", "1;a\nb\r\nx\r\n", "1\r\nxy\r\n", "-1\r\n", "0x5\r\nhello\r\n"]
+    {
         let whole = [head, body].concat();
         assert!(matches!(requests(80).pass(whole.as_bytes()), Err(Refusal::Malformed(_))), "{body:?}");
     }

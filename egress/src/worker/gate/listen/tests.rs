@@ -2,7 +2,9 @@ use super::*;
 
 #[test]
 fn only_198_18_to_198_19_stand_for_names() {
-    for (address, stands) in [("198.17.255.255", false), ("198.18.0.1", true), ("198.19.255.255", true), ("198.20.0.0", false)] {
+    for (address, stands) in
+        [("198.17.255.255", false), ("198.18.0.1", true), ("198.19.255.255", true), ("198.20.0.0", false)]
+    {
         assert_eq!(is_synthetic(address.parse().unwrap()), stands, "{address}");
     }
 }

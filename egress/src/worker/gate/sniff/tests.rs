@@ -167,7 +167,8 @@ fn what_a_client_speaks() {
 
 #[test]
 fn no_beginning_is_waited_for_without_end() {
-    for bytes in [vec![b'A'; MAX_HEAD], vec![b'\n'; MAX_HEAD], in_records(&hello_with(&[(21, vec![0; 8000])])[5..], 1)] {
+    for bytes in [vec![b'A'; MAX_HEAD], vec![b'\n'; MAX_HEAD], in_records(&hello_with(&[(21, vec![0; 8000])])[5..], 1)]
+    {
         assert!(matches!(sniff(&bytes), Sniffed::Malformed(_)));
     }
 }

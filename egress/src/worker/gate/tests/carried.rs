@@ -22,7 +22,10 @@ async fn tls_to_the_name_works_end_to_end() {
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![certified.cert.der().clone()], PrivateKeyDer::Pkcs8(certified.signing_key.serialize_der().into()))
+        .with_single_cert(
+            vec![certified.cert.der().clone()],
+            PrivateKeyDer::Pkcs8(certified.signing_key.serialize_der().into()),
+        )
         .unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(certified.cert.der().clone()).unwrap();
@@ -81,7 +84,8 @@ async fn all_bytes_arrive_both_ways_at_once_copied_or_through_a_pipe() {
 async fn a_cleartext_upload_arrives_whole_and_so_does_what_follows() {
     let world = World::new(Differently::default()).await;
     let head = format!("POST / HTTP/1.1\r\nHost: {NAME}\r\nContent-Length: 5000000\r\n\r\n");
-    let whole = [head.as_bytes(), &bytes(5_000_000), format!("GET / HTTP/1.1\r\nHost: {NAME}\r\n\r\n").as_bytes()].concat();
+    let whole =
+        [head.as_bytes(), &bytes(5_000_000), format!("GET / HTTP/1.1\r\nHost: {NAME}\r\n\r\n").as_bytes()].concat();
     let (mut client, mut host) = world.connected(&whole[..head.len() + 10]).await;
     let mut got = Vec::new();
     let (sent, read) = tokio::join!(

@@ -7,14 +7,30 @@ async fn what_is_denied_is_reset_at_once_without_a_byte_read_or_a_packet_sent() 
     let to = |address: &str| Some(address.parse().unwrap());
     let net = |action| policy_for(Destination::Net("203.0.113.1/32".parse().unwrap()), action, 443, 1);
     for (what, with, why) in [
-        ("a denied port", Differently { original: to("198.18.0.7:444"), ..Differently::default() }, "no rule allows it"),
-        ("a denied name", Differently { effective: policy(Action::Deny, 443, 1), ..Differently::default() }, "the rule says so"),
-        ("another's address", Differently { original: to("198.18.0.8:443"), ..Differently::default() }, "no name of this sandbox"),
+        (
+            "a denied port",
+            Differently { original: to("198.18.0.7:444"), ..Differently::default() },
+            "no rule allows it",
+        ),
+        (
+            "a denied name",
+            Differently { effective: policy(Action::Deny, 443, 1), ..Differently::default() },
+            "the rule says so",
+        ),
+        (
+            "another's address",
+            Differently { original: to("198.18.0.8:443"), ..Differently::default() },
+            "no name of this sandbox",
+        ),
         ("no nat", Differently { original: None, ..Differently::default() }, "not brought here by the fence"),
         ("an address", Differently { original: to("203.0.113.1:443"), ..Differently::default() }, "no rule allows it"),
         (
             "an address by rule",
-            Differently { original: to("203.0.113.1:443"), effective: net(Action::RequireAuthz), ..Differently::default() },
+            Differently {
+                original: to("203.0.113.1:443"),
+                effective: net(Action::RequireAuthz),
+                ..Differently::default()
+            },
             "the decision point refused it",
         ),
         (
@@ -66,7 +82,8 @@ async fn an_address_goes_to_that_address_whatever_is_said() {
 #[tokio::test]
 async fn a_rule_that_wants_a_decision_gets_one_before_anybody_is_dialled() {
     let effective = || policy(Action::RequireAuthz, 443, 1);
-    let world = World::new(Differently { effective: effective(), decides: Decides::Yes, ..Differently::default() }).await;
+    let world =
+        World::new(Differently { effective: effective(), decides: Decides::Yes, ..Differently::default() }).await;
     let (_client, mut host) = world.connected(&hello_to(NAME, true)).await;
     assert_eq!(host.read_u8().await.unwrap(), 22);
     assert_eq!(world.outcomes(), [Outcome::AuthzRequired, Outcome::Allowed]);
@@ -91,9 +108,7 @@ async fn a_flow_is_cut_as_soon_as_the_policy_does_not_allow_it_any_more() {
         let world = World::new(Differently::default()).await;
         let (mut client, mut host) = world.connected(&hello_to(NAME, true)).await;
         // A download under way, of which the client takes nothing: both sockets are full.
-        let sending = tokio::spawn(async move {
-            while host.write_all(&[0; 65536]).await.is_ok() {}
-        });
+        let sending = tokio::spawn(async move { while host.write_all(&[0; 65536]).await.is_ok() {} });
         client.read_exact(&mut [0; 1_000_000]).await.unwrap();
         world.policies.send_replace(next);
         is_reset(&mut client).await;
@@ -106,8 +121,7 @@ async fn a_flow_is_cut_as_soon_as_the_policy_does_not_allow_it_any_more() {
 
 #[tokio::test]
 async fn a_flow_that_the_next_policy_allows_too_goes_on() {
-    let world =
-        World::new(Differently { decides: Decides::Yes, ..Differently::default() }).await;
+    let world = World::new(Differently { decides: Decides::Yes, ..Differently::default() }).await;
     let hello = hello_to(NAME, true);
     let (mut client, mut host) = world.connected(&hello).await;
     hears(&mut host, &hello).await;
@@ -123,6 +137,9 @@ async fn a_flow_that_the_next_policy_allows_too_goes_on() {
 impl World {
     fn was_denied_last(&self, why: &str, what: &str) {
         let outcomes = self.outcomes();
-        assert!(matches!(outcomes.last(), Some(Outcome::Denied(reason)) if reason.contains(why)), "{what}: {outcomes:?}");
+        assert!(
+            matches!(outcomes.last(), Some(Outcome::Denied(reason)) if reason.contains(why)),
+            "{what}: {outcomes:?}"
+        );
     }
 }

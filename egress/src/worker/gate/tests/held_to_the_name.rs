@@ -65,7 +65,9 @@ async fn a_later_request_to_another_host_does_not_arrive() {
 #[tokio::test]
 async fn after_an_upgrade_that_the_server_agreed_to_anything_passes() {
     let upgrade = b"GET / HTTP/1.1\r\nHost: a.example.com\r\nUpgrade: websocket\r\n\r\n";
-    for (answer, passes) in [(&b"HTTP/1.1 101 Switching Protocols\r\n\r\n"[..], true), (b"HTTP/1.1 200 OK\r\n\r\n", false)] {
+    for (answer, passes) in
+        [(&b"HTTP/1.1 101 Switching Protocols\r\n\r\n"[..], true), (b"HTTP/1.1 200 OK\r\n\r\n", false)]
+    {
         let world = World::new(Differently::default()).await;
         let (mut client, mut host) = world.connected(&[&upgrade[..], OTHER].concat()).await;
         hears(&mut host, upgrade).await;

@@ -96,7 +96,11 @@ fn the_destination_of_a_redirected_connection_is_learnt_from_the_kernel() {
         told,
         [
             (NAME.to_owned(), 443, Outcome::Allowed),
-            ("198.18.0.8".to_owned(), 443, denied("the address stands for no name of this sandbox: it is another's, or too old")),
+            (
+                "198.18.0.8".to_owned(),
+                443,
+                denied("the address stands for no name of this sandbox: it is another's, or too old")
+            ),
             ("2001:db8:1::7".to_owned(), 443, denied("no rule allows it")),
             ("the gate itself".to_owned(), 0, denied("it was not brought here by the fence")),
         ]
