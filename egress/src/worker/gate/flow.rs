@@ -75,10 +75,14 @@ impl<N: Names, R: Resolve, A: Authorizer + 'static> Gate<N, R, A> {
             Err(Stopped::Gone) => self.metrics.count("gone"),
             Err(Stopped::Denied(denied)) => {
                 self.metrics.count(denied.refusal.code());
-                self.tell(&incoming, Outcome::Denied(denied.refusal.to_string()), denied.rule.as_deref(), denied.generation);
+                self.tell(
+                    &incoming,
+                    Outcome::Denied(denied.refusal.to_string()),
+                    denied.rule.as_deref(),
+                    denied.generation,
+                );
                 let destination = format!("{}:{}", incoming.goal, incoming.port);
-                let problem =
-                    Problem::refused(&denied.refusal, destination, denied.rule.as_deref(), denied.generation);
+                let problem = Problem::refused(&denied.refusal, destination, denied.rule.as_deref(), denied.generation);
                 answer(incoming.client, &filter, &problem).await;
             }
             Err(Stopped::Unreachable(permit, error)) => {
@@ -137,11 +141,7 @@ impl<N: Names, R: Resolve, A: Authorizer + 'static> Gate<N, R, A> {
             let generation = policies.borrow().as_ref().map_or(0, |effective| effective.generation);
             Stopped::Denied(Denied { refusal, rule: None, generation })
         };
-        match timeout(self.settings.silence, client.readable()).await {
-            Err(_) => return Ok(()),
-            Ok(readable) => readable.map_err(|_| Stopped::Gone)?,
-        }
-        let deadline = Instant::now() + self.settings.head;
+        let begun = Instant::now();
         loop {
             match said.listen(client, filter) {
                 Ok(true) => return Ok(()),
@@ -149,7 +149,10 @@ impl<N: Names, R: Resolve, A: Authorizer + 'static> Gate<N, R, A> {
                 Err(Stop::Refused(refusal)) => return Err(denied(refusal)),
                 Err(Stop::Broken) => return Err(Stopped::Gone),
             }
-            match timeout_at(deadline, client.readable()).await {
+            let is_silent = !said.holds_back();
+            let patience = if is_silent { self.settings.silence } else { self.settings.head };
+            match timeout_at(begun + patience, client.readable()).await {
+                Err(_) if is_silent => return Ok(()),
                 Err(_) => return Err(denied(Refusal::TooSlow)),
                 Ok(readable) => readable.map_err(|_| Stopped::Gone)?,
             }

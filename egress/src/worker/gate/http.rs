@@ -172,7 +172,8 @@ impl Requests {
             Some((host, port)) => (host, Some(port).filter(|port| !port.is_empty())),
             None => (authority, None),
         };
-        let same_port = port.is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()) && port.parse() == Ok(self.port));
+        let same_port =
+            port.is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()) && port.parse() == Ok(self.port));
         match host.is_ascii() && same_port && Fqdn::parse(host).is_ok_and(|host| host == self.name) {
             true => Ok(()),
             false => Err(Refusal::Host(authority.to_owned())),
@@ -182,10 +183,9 @@ impl Requests {
 
 /// The values of a field, in the order of their lines.
 fn values<'h>(fields: &'h [Header<'h>], name: &'static str) -> impl Iterator<Item = Result<&'h str, Malformed>> {
-    fields
-        .iter()
-        .filter(move |field| field.name.eq_ignore_ascii_case(name))
-        .map(|field| str::from_utf8(field.value).map(str::trim_ascii).map_err(|_| Malformed("a field that is not text")))
+    fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| {
+        str::from_utf8(field.value).map(str::trim_ascii).map_err(|_| Malformed("a field that is not text"))
+    })
 }
 
 /// The authority of a target in absolute form.

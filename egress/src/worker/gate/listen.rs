@@ -25,21 +25,22 @@ use crate::worker::{Attempt, Outcome};
 const SHORT_OF: Duration = Duration::from_millis(50);
 
 /// How it is found out where a connection was to go; an error means that it was brought here by nobody.
-pub type OriginalDestination = fn(&TcpStream) -> io::Result<SocketAddr>;
+pub type OriginalDestination = Box<dyn Fn(&TcpStream) -> io::Result<SocketAddr> + Send + Sync>;
 
 /// By SO_ORIGINAL_DST, which netfilter answers for connections that its nat has brought here.
 pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
     let local = stream.local_addr()?;
+    let local = SocketAddr::new(local.ip().to_canonical(), local.port()); // a listener on [::] takes IPv4 too
     let socket = SockRef::from(stream);
     let original = match local {
         SocketAddr::V4(_) => socket.original_dst_v4()?,
         SocketAddr::V6(_) => socket.original_dst_v6()?,
     };
-    match original.as_socket() {
-        // It was meant for the gate's own port, which is no way into it: dialled again, it would come back here for ever.
-        Some(original) if original == local => Err(io::ErrorKind::AddrNotAvailable.into()),
-        Some(original) => Ok(original),
-        None => Err(io::ErrorKind::InvalidData.into()),
+    let Some(original) = original.as_socket() else { return Err(io::ErrorKind::InvalidData.into()) };
+    // Meant for the gate's own port, which is no way into it: dialled again, it would come back here for ever.
+    match (original.ip(), original.port()) == (local.ip(), local.port()) {
+        true => Err(io::ErrorKind::AddrNotAvailable.into()),
+        false => Ok(original),
     }
 }
 

@@ -61,7 +61,11 @@ impl Metrics {
         gate.register("open_connections", "Connections open now", self.open.clone());
         gate.register_with_unit("carried", "Bytes carried, by direction", Unit::Bytes, self.bytes.clone());
         gate.register_with_unit("connect", "From accept to connected", Unit::Seconds, self.connect.clone());
-        gate.register("accept_errors", "Accepts that failed for want of descriptors or memory", self.accept_errors.clone());
+        gate.register(
+            "accept_errors",
+            "Accepts that failed for want of descriptors or memory",
+            self.accept_errors.clone(),
+        );
     }
 
     pub(super) fn count(&self, outcome: &'static str) {

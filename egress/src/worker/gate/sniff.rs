@@ -74,4 +74,4 @@ fn is_token(byte: u8) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
