@@ -17,7 +17,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     if let Ok(root) = TrustRoot::parse(bytes) {
         let ids: HashSet<_> = root.keys().iter().map(|trusted| trusted.key.id()).collect();
-        assert!(ids.len() == root.keys().len() && !ids.is_empty());
+        assert_eq!(ids.len(), root.keys().len());
     }
     if let Some(key) = std::str::from_utf8(bytes).ok().and_then(|pem| PublicKey::from_pem(pem).ok()) {
         assert_eq!(PublicKey::from_bytes(key.as_bytes()).unwrap(), key);
