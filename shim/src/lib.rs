@@ -38,6 +38,7 @@ mod serve;
 mod service;
 mod settings;
 mod start;
+mod statements;
 mod stdio;
 #[allow(unsafe_code, reason = "prctl, fd passing and ioctl; each block has its SAFETY line")]
 mod sys;
