@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use crate::harness::trust::Agent;
 use crate::harness::{Node, Setup, wait_until};
 
 const VALUE: &str = "correct-horse-battery";
@@ -10,8 +11,8 @@ const VALUE: &str = "correct-horse-battery";
 fn with_secrets() -> Node {
     let node = Node::with(Setup::default());
     let (dir, provider) = (node.path("secrets"), node.path("provider"));
-    fs::create_dir(&dir).unwrap();
-    fs::write(dir.join("db"), VALUE).unwrap();
+    fs::create_dir_all(dir.join("everyone")).unwrap();
+    fs::write(dir.join("everyone/db"), VALUE).unwrap();
     fs::write(&provider, "#!/bin/sh\ntest \"$1\" = token || exit 1\nprintf from-the-provider\n").unwrap();
     fs::set_permissions(&provider, fs::Permissions::from_mode(0o755)).unwrap();
     let settings = format!("[secrets]\ndir = {dir:?}\ncommand = [{provider:?}]\n");
@@ -33,8 +34,27 @@ fn a_secret_is_a_file_for_its_workload_alone_and_gone_with_it() {
     assert_eq!(node.recorded("c")[0], "SecretsDelivered");
     node.ctr(&["task", "kill", "--signal", "SIGKILL", "c"]).ok();
     node.wait_for_task("c", "STOPPED");
-    assert_eq!(files_with(&node, VALUE), [node.path("secrets/db")], "before anybody deletes the task");
+    assert_eq!(files_with(&node, VALUE), [node.path("secrets/everyone/db")], "before anybody deletes the task");
     node.remove("c");
+    node.assert_nothing_left();
+}
+
+#[test]
+fn an_agents_secret_is_not_for_another_agent() {
+    let node = with_secrets();
+    let (one, other) = (Agent::register(&node, "a", 1), Agent::register(&node, "b", 2));
+    let own = node.path("secrets/agents").join(one.id.strip_prefix("spiffe://").unwrap());
+    fs::create_dir_all(&own).unwrap();
+    fs::write(own.join("key"), VALUE).unwrap();
+    let run = |id: &str, agent: &Agent| {
+        let agent = format!("creto.dev/agent={}", agent.id);
+        let options = ["--annotation", &agent, "--annotation", "creto.dev/secrets=file:key"];
+        node.run(id, &options, &["cat", "/run/creto/secrets/key"])
+    };
+    assert_eq!(run("one", &one).text(), VALUE);
+    let refused = run("other", &other);
+    assert!(refused.status != 0 && refused.stderr.contains("none of that name for agent"), "{refused:?}");
+    node.ctr(&["container", "rm", "other"]);
     node.assert_nothing_left();
 }
 

@@ -1,7 +1,7 @@
 //! The node's control plane. So far its client alone: [`cli`], the commands of `creto-runtime-cli`.
 //!
 //! Top-down: [`cli`] reads what was asked and prints the answer; [`node`] knows which node this is and where its things lie;
-//! [`statements`] finds what the shim has kept; [`agents`] writes what the registry of agents reads. What is proven, kept and
+//! [`record`] says what it changed; [`statements`] finds what the shim has kept; [`agents`] writes what the registry of agents reads. What is proven, kept and
 //! signed is the business of `trust`.
 #![forbid(unsafe_code)]
 
@@ -9,4 +9,5 @@ pub mod cli;
 
 pub mod agents;
 pub mod node;
+pub mod record;
 pub mod statements;

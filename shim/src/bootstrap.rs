@@ -53,7 +53,8 @@ impl Address {
             let result = BootstrapResult::parse_from_bytes(reply).unwrap_or_default();
             (result.address, result.version as u32, result.protocol)
         };
-        if !socket.starts_with(SCHEME) || socket.contains(['\n', '\0']) {
+        let absolute = socket.strip_prefix(SCHEME).is_some_and(|path| path.starts_with('/'));
+        if !absolute || socket.contains(['\n', '\0']) {
             return Err(format!("{text:?} names no address"));
         }
         match (protocol.as_str(), api) {
@@ -92,6 +93,7 @@ mod tests {
         for (reply, expected) in [
             (&b""[..], "no address"),
             (b"panic: oh", "no address"),
+            (b"unix://s", "no address"),
             (b"\xff\xff", "no address"),
             (b"{", "EOF"),
             (br#"{"version":3,"address":"unix:///s","protocol":"grpc"}"#, "grpc"),

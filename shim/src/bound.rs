@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use egress::policy::Policies;
 use egress::protocol::{Fence, PolicyRef};
@@ -25,8 +25,9 @@ use crate::error::TaskError;
 use crate::ports::Ports;
 use crate::request::SandboxRequest;
 use crate::run_dir::{self, Readers, RunDir};
-use crate::secrets::{SecretRef, Secrets};
-use crate::settings::Settings;
+use crate::secrets::{Audience, SecretRef, Secrets};
+use crate::settings::{AttestationSettings, Settings};
+use crate::statements::{self, Statements};
 use crate::{fence, paths};
 
 /// After a renewal that failed.
@@ -46,6 +47,8 @@ pub struct Bound {
     secrets: Secrets,
     launch: Launch,
     policy: PolicyRef,
+    /// How long statements are kept.
+    keeping: AttestationSettings,
     state: Mutex<State>,
 }
 
@@ -56,6 +59,10 @@ struct State {
     dirs: BTreeMap<String, RunDir>,
     /// Of the sandbox and its process on the host, as long as there is one.
     facts: Option<(Facts, i32)>,
+    /// Why the token was not renewed the last time that it was due.
+    refused: Option<String>,
+    /// Where its statements are kept; since the first one.
+    kept: Option<Statements>,
     /// It has ended: nothing more is said of it.
     ended: bool,
     /// Of the network policy that holds.
@@ -64,6 +71,13 @@ struct State {
     fence: Option<Fence>,
     /// The current statement, if there is one.
     current: Option<Current>,
+}
+
+impl State {
+    fn new(credential: Credential, policy: Digest) -> Self {
+        let (dirs, facts, refused, kept, fence, current) = Default::default();
+        Self { credential, dirs, facts, refused, kept, ended: false, policy, fence, current }
+    }
 }
 
 struct Current {
@@ -104,7 +118,8 @@ impl Bound {
         about.agent = identity.agent().map(|agent| agent.to_string().as_str().into());
         let policy = asked.network_policy.clone().unwrap_or_else(|| default_policy(&identity));
         let policy_digest = digest_of(&policy)?;
-        let secrets = Secrets::resolve(&asked.secrets, &settings.secrets).await.inspect_err(|error| {
+        let audience = Audience { identity: &identity, sandbox: &sandbox };
+        let secrets = Secrets::resolve(&asked.secrets, &settings.secrets, audience).await.inspect_err(|error| {
             let error = error.to_string().as_str().into(); // whoever tries out names is seen
             ports.record.record(&about, Event::SandboxCreateFailed { step: "secrets".into(), error });
         })?;
@@ -112,11 +127,23 @@ impl Bound {
         let now = ports.clock().timestamp();
         let credential = workload::issue(&signer, &ports.issuer, &identity, &sandbox.id, now, ports.token_lifetime);
         let credential = credential.map_err(|e| TaskError::host("the sandbox's token", e))?;
-        let (dirs, facts, fence, current) = Default::default();
-        let state = Mutex::new(State { credential, dirs, facts, ended: false, policy: policy_digest, fence, current });
+        let state = Mutex::new(State::new(credential, policy_digest));
         let (place, backend) = (place.clone(), backend.to_owned());
-        let asked_secrets = asked.secrets.clone();
-        Ok(Self { ports, place, sandbox, backend, about, identity, asked_secrets, secrets, launch, policy, state })
+        let (asked_secrets, keeping) = (asked.secrets.clone(), settings.attestation.clone());
+        Ok(Self {
+            ports,
+            place,
+            sandbox,
+            backend,
+            about,
+            identity,
+            asked_secrets,
+            secrets,
+            launch,
+            policy,
+            keeping,
+            state,
+        })
     }
 
     /// What makes it.
@@ -152,7 +179,7 @@ impl Bound {
         let put = |name: &str, bytes: &[u8], readers| dir.put(name, bytes, readers).map_err(|e| doing(&e));
         put("jwks.json", jwks.as_bytes(), Readers::All)?;
         put("identity.jwt", state.credential.token.as_bytes(), Readers::Workload)?;
-        put("identity.key", state.credential.private_key.as_bytes(), Readers::Workload)?;
+        put(run_dir::KEY, state.credential.private_key.as_bytes(), Readers::Workload)?;
         if let Some(current) = &state.current {
             put("attestation.dsse.json", current.envelope.as_bytes(), Readers::All)?;
         }
@@ -173,11 +200,25 @@ impl Bound {
         if id == self.place.group {
             state.ended = true;
             state.facts = None;
+            state.kept = None;
+            self.prune();
         }
         match state.dirs.remove(id) {
             Some(dir) => dir.wipe(),
             None => run_dir::wipe(&self.run_dir(id)),
         }
+    }
+
+    /// Removes what is kept too long of sandboxes that have ended, this one or others; nobody waits for it.
+    fn prune(&self) {
+        let keeping = self.keeping.clone();
+        tokio::task::spawn_blocking(move || {
+            match statements::prune_if_due(&paths::all_statements(), &keeping, SystemTime::now()) {
+                Ok(0) => {}
+                Ok(sandboxes) => tracing::info!(sandboxes, "old statements removed"),
+                Err(error) => tracing::warn!(%error, "old statements were not removed"),
+            }
+        });
     }
 
     fn run_dir(&self, id: &str) -> PathBuf {
@@ -285,12 +326,23 @@ impl Bound {
             statement::issue(observed, previous, &signer, now, self.ports.validity).map_err(|e| doing(&e))?;
         let digest = envelope.statement_digest();
         let json = envelope.to_json().map_err(|e| doing(&e))?;
-        let kept = keep(&paths::statements(&self.place.namespace, &self.place.group), &json).map_err(|e| doing(&e))?;
+        let statements = match state.kept.take() {
+            Some(held) => held,
+            None => {
+                Statements::hold(&paths::statements(&self.place.namespace, &self.place.group)).map_err(|e| doing(&e))?
+            }
+        };
+        let kept = state.kept.insert(statements).keep(&json).map_err(|e| doing(&e))?;
         let put = |dir: &RunDir| dir.put("attestation.dsse.json", json.as_bytes(), Readers::All);
         if let Err(error) = state.dirs.values().try_for_each(put) {
             let _ = fs::remove_file(kept); // the next one has the same predecessor, and a chain does not fork
             return Err(doing(&error));
         }
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = statements::sync(&kept) {
+                tracing::error!(path = %kept.display(), %error, "a statement might not survive a power cut");
+            }
+        });
         let renew_at = now.plus(self.ports.validity * 2 / 3);
         state.current = Some(Current { envelope: json, digest, fence, policy, renew_at });
         Ok(Event::AttestationIssued {
@@ -300,12 +352,23 @@ impl Bound {
         })
     }
 
-    /// A token for the same key, in place of the one that is about to end.
-    fn renew_token(&self) -> Result<(), TaskError> {
+    /// A token for the same key, in place of the one that is about to end; none where the agent was shut out since. Its
+    /// sandbox goes on all the same: to end it is for whoever began it.
+    async fn renew_token(&self) -> Result<(), TaskError> {
         let doing = |e: &dyn std::fmt::Display| TaskError::host("renewing the sandbox's token", e);
+        let still = self.ports.binder.still(&self.identity).await;
+        let mut state = self.state();
+        if let Err(why) = still {
+            let why = why.to_string();
+            if state.refused.as_ref() != Some(&why) {
+                self.record(vec![Event::TokenRenewalRefused { reason: why.as_str().into() }]);
+                state.refused = Some(why.clone());
+            }
+            return Err(TaskError::Rejected(format!("the sandbox's token is not renewed: {why}")));
+        }
+        state.refused = None;
         let signer = self.ports.keyring.signer().map_err(|e| doing(&e))?;
         let now = self.ports.clock().timestamp();
-        let mut state = self.state();
         let (issuer, lifetime) = (&self.ports.issuer, self.ports.token_lifetime);
         workload::renew(&mut state.credential, &signer, issuer, &self.identity, now, lifetime)
             .map_err(|e| doing(&e))?;
@@ -323,7 +386,7 @@ impl Bound {
             loop {
                 tokio::time::sleep(next).await;
                 let Some(bound) = bound.upgrade().filter(|bound| !bound.state().ended) else { return };
-                next = match bound.refresh() {
+                next = match bound.refresh().await {
                     Ok(()) => bound.until_next(),
                     Err(error) => {
                         tracing::error!(sandbox = bound.place.group, %error, "will try again");
@@ -334,20 +397,18 @@ impl Bound {
         });
     }
 
-    fn refresh(&self) -> Result<(), TaskError> {
+    async fn refresh(&self) -> Result<(), TaskError> {
         let now = self.ports.clock().timestamp();
         let (token, statement) = {
             let state = self.state();
             let current = state.current.as_ref();
             (state.credential.renew_at <= now, current.is_some_and(|current| current.renew_at <= now))
         };
-        if token {
-            self.renew_token()?;
-        }
+        let renewed = if token { self.renew_token().await } else { Ok(()) };
         if statement {
-            self.updated()?;
+            self.updated()?; // whatever becomes of the token
         }
-        Ok(())
+        renewed
     }
 
     fn until_next(&self) -> Duration {
@@ -389,14 +450,5 @@ fn digest_of(policy: &PolicyRef) -> Result<Digest, TaskError> {
     policy.map(|policy| policy.digest()).map_err(|e| TaskError::Invalid(format!("network policy: {e}")))
 }
 
-/// Adds a statement to those that are kept of a sandbox: numbered, the newest last. Returns where it is.
-fn keep(dir: &Path, envelope: &str) -> std::io::Result<PathBuf> {
-    fs::create_dir_all(dir)?;
-    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.split('.').next()?.parse::<u32>().ok();
-    let last = fs::read_dir(dir)?.flatten().filter_map(number).max().unwrap_or(0);
-    let path = dir.join(format!("{:08}.dsse.json", last + 1));
-    let fresh = dir.join(".new"); // of a killed shim it is the next one's to replace
-    fs::write(&fresh, envelope)?;
-    fs::rename(fresh, &path)?;
-    Ok(path)
-}
+#[cfg(test)]
+mod tests;

@@ -10,8 +10,12 @@ use crate::program::{self, Missing};
 
 /// Reads config.json of containerd's bundle.
 pub fn read(bundle: &Path) -> Result<Value, TaskError> {
-    let text = fs::read(bundle.join("config.json")).map_err(|e| TaskError::host("reading config.json", e))?;
-    let mut spec: Value = serde_json::from_slice(&text).map_err(|e| TaskError::Invalid(format!("config.json: {e}")))?;
+    parse(&fs::read(bundle.join("config.json")).map_err(|e| TaskError::host("reading config.json", e))?, bundle)
+}
+
+/// The spec in the config.json of this bundle, its root an absolute path. Pure.
+pub fn parse(text: &[u8], bundle: &Path) -> Result<Value, TaskError> {
+    let mut spec: Value = serde_json::from_slice(text).map_err(|e| TaskError::Invalid(format!("config.json: {e}")))?;
     let Some(path) = spec.pointer("/root/path").and_then(Value::as_str).map(|p| bundle.join(p)) else {
         return Err(TaskError::Invalid("config.json: root.path is missing".into()));
     };
@@ -67,10 +71,8 @@ mod tests {
 
     use super::*;
 
-    fn read_text(text: &str) -> Result<Value, String> {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("config.json"), text).unwrap();
-        read(dir.path()).map_err(|e| e.to_string())
+    fn parse_text(text: &str) -> Result<Value, String> {
+        parse(text.as_bytes(), Path::new("/bundle")).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -78,7 +80,7 @@ mod tests {
         for (text, expected) in
             [("", "EOF"), ("[]", "root.path"), ("{}", "root.path"), (r#"{"root":"x"}"#, "root.path")]
         {
-            let error = read_text(text).unwrap_err();
+            let error = parse_text(text).unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");
         }
     }
@@ -102,7 +104,7 @@ mod tests {
             crate::arbitrary::json().prop_map(|spec| spec.to_string()),
             crate::arbitrary::text(),
         ]) {
-            match read_text(&text) {
+            match parse_text(&text) {
                 Ok(spec) => {
                     let root = spec.pointer("/root/path").and_then(Value::as_str).map(Path::new);
                     prop_assert!(root.is_some_and(Path::is_absolute), "{spec}");

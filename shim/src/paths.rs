@@ -102,7 +102,12 @@ pub fn run_dir(sandbox: &Path) -> PathBuf {
 
 /// All statements about the sandboxes of one name, the newest last.
 pub fn statements(namespace: &str, id: &str) -> PathBuf {
-    lib_root().join("attestations").join(namespace).join(id)
+    all_statements().join(namespace).join(id)
+}
+
+/// All statements about all sandboxes.
+pub fn all_statements() -> PathBuf {
+    lib_root().join("attestations")
 }
 
 /// A program as execvp(3) finds it; one with a path of its own is found there.

@@ -110,23 +110,21 @@ impl SandboxRequest {
         Ok(request)
     }
 
-    /// What is in the file that is said to have the agent's token. One answer for all that may be wrong with it: the file
-    /// system is not the pod's to ask about.
+    /// What is in the file that is said to have the agent's token; of a file that is not there, or cannot be read, or has too
+    /// much, it is empty. So all these fail as one check of the token: the file system is not the pod's to ask about.
     pub fn token(&self) -> Result<Option<Zeroizing<String>>, TaskError> {
         let Some(path) = &self.token_file else { return Ok(None) };
+        if !path.is_absolute() {
+            let why = format!("annotation {AGENT_TOKEN_FILE}: {} is no absolute path", path.display());
+            return Err(TaskError::Invalid(why));
+        }
         let read = || {
             let longest = token::MAX_BYTES as u64 + 2;
             let mut token = Zeroizing::new(String::with_capacity(longest as usize)); // never moved: no copy stays
             open_regular(path).ok()?.take(longest).read_to_string(&mut token).ok()?;
-            Some(Zeroizing::new(token.trim().to_owned()))
+            Some(Zeroizing::new(token.trim().to_owned())).filter(|token| token.len() <= token::MAX_BYTES)
         };
-        match read().filter(|_| path.is_absolute()) {
-            Some(token) => Ok(Some(token)),
-            None => Err(TaskError::Invalid(format!(
-                "annotation {AGENT_TOKEN_FILE}: {} is no absolute path of a file that has a token",
-                path.display()
-            ))),
-        }
+        Ok(Some(read().unwrap_or_default()))
     }
 
     /// Who makes the sandbox of a pod that begins with this container.
@@ -317,12 +315,14 @@ mod tests {
         assert_eq!(read(path.to_str().unwrap()).unwrap().unwrap().as_str(), "a.b.c");
         let fifo = dir.path().join("fifo"); // which nobody ever writes to
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let errors = [dir.path().to_str().unwrap(), "/nonexistent", "relative", "/dev/zero", fifo.to_str().unwrap()]
-            .map(|bad| read(bad).unwrap_err());
-        assert!(
-            errors.iter().all(|error| error.ends_with("is no absolute path of a file that has a token")),
-            "{errors:?}"
-        );
+        let (huge, text) = (dir.path().join("huge"), dir.path().join("text"));
+        std::fs::write(&huge, "x".repeat(token::MAX_BYTES + 1)).unwrap();
+        std::fs::write(&text, b"\xff").unwrap();
+        let others = [dir.path(), Path::new("/nonexistent"), Path::new("/dev/zero"), &fifo, &huge, &text];
+        for other in others {
+            assert_eq!(read(other.to_str().unwrap()).unwrap().unwrap().as_str(), "", "{other:?}");
+        }
+        assert!(read("relative").unwrap_err().ends_with("relative is no absolute path"));
     }
 
     #[test]

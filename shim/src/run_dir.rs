@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 
 /// Where a workload finds it.
 const INSIDE: &str = "/run/creto";
-/// The directory in it that has what is wiped, not only removed.
+/// The private half of the sandbox's key: wiped, not only removed.
+pub const KEY: &str = "identity.key";
+/// The directory in it whose files are wiped as well.
 const SECRETS: &str = "secrets";
 
 /// Who may read a file of it.
@@ -80,7 +82,7 @@ impl RunDir {
         self.put(&format!("{SECRETS}/{name}"), bytes, Readers::Workload)
     }
 
-    /// Removes the directory; secrets are overwritten before, for a tmpfs may have been swapped out.
+    /// Removes the directory; its key and secrets are overwritten before, for a tmpfs may have been swapped out.
     pub fn wipe(&self) {
         wipe(&self.path);
     }
@@ -88,9 +90,10 @@ impl RunDir {
 
 /// Removes a container's directory, whoever made it.
 pub fn wipe(path: &Path) {
-    for secret in fs::read_dir(path.join(SECRETS)).into_iter().flatten().flatten() {
+    let secrets = fs::read_dir(path.join(SECRETS)).into_iter().flatten().flatten().map(|secret| secret.path());
+    for private in secrets.chain([path.join(KEY)]) {
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let file = OpenOptions::new().write(true).custom_flags(flags).open(secret.path());
+        let file = OpenOptions::new().write(true).custom_flags(flags).open(private);
         let overwrite = |mut file: fs::File| file.write_all(&vec![0; file.metadata()?.len() as usize]);
         let _ = file.and_then(overwrite); // it is removed all the same
     }
@@ -162,6 +165,20 @@ mod tests {
         wipe_all(&dir.path().join("pod"));
         assert!(!run.path.exists());
         assert_eq!(fs::read_to_string(&stranger).unwrap(), "untouched");
+    }
+
+    #[test]
+    fn whoever_still_holds_a_private_file_reads_zeros() {
+        let dir = tempfile::tempdir().unwrap();
+        let me = fs::metadata(dir.path()).unwrap();
+        let spec = json!({"process": {"user": {"uid": me.uid(), "gid": me.gid()}}});
+        let run = RunDir::make(&dir.path().join("c1"), &spec).unwrap();
+        run.put(KEY, b"private", Readers::Workload).unwrap();
+        run.put_secret("db", b"hunter2").unwrap();
+        let open = |name: &str| fs::File::open(run.path.join(name)).unwrap();
+        let held = [open(KEY), open("secrets/db")];
+        run.wipe();
+        assert_eq!(held.map(|file| std::io::read_to_string(file).unwrap()), ["\0".repeat(7), "\0".repeat(7)]);
     }
 
     #[test]

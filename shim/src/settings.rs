@@ -140,7 +140,7 @@ impl Default for IdentitySettings {
         let (anonymous, operator) = (Permission::Allow, Permission::Allow);
         let (source, http) = Default::default();
         let (node, audience, token_lifetime) = (None, None, Duration::from_secs(60 * 60));
-        let trust_domain = local_domain();
+        let trust_domain = TrustDomain::local();
         Self { anonymous, operator, source, http, node, trust_domain, audience, token_lifetime }
     }
 }
@@ -167,12 +167,6 @@ fn timeout<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration
     }
 }
 
-/// A domain that is nobody's: `.internal` is kept for private use (ICANN, 2024).
-#[expect(clippy::expect_used, reason = "a constant, which a test parses")]
-fn local_domain() -> TrustDomain {
-    "creto.internal".parse().expect("a trust domain")
-}
-
 /// The table `[attestation]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -180,11 +174,17 @@ pub struct AttestationSettings {
     /// How long a statement is good for; a sandbox that runs longer gets a new one after two thirds.
     #[serde(deserialize_with = "duration")]
     pub validity: Duration,
+    /// How long the statements of an ended sandbox are kept.
+    #[serde(deserialize_with = "duration")]
+    pub keep: Duration,
+    /// Of how many sandboxes statements are kept, those that live aside.
+    pub keep_most: usize,
 }
 
 impl Default for AttestationSettings {
     fn default() -> Self {
-        Self { validity: Duration::from_secs(24 * 60 * 60) }
+        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+        Self { validity: DAY, keep: 90 * DAY, keep_most: 10_000 }
     }
 }
 
@@ -192,7 +192,8 @@ impl Default for AttestationSettings {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SecretsSettings {
-    /// Where `file:NAME` of `creto.dev/secrets` is looked up; without, there are none.
+    /// Where `file:NAME` of `creto.dev/secrets` is looked up, for each agent in a directory of its own; without, there are
+    /// none.
     pub dir: Option<PathBuf>,
     /// What prints the secret `command:NAME`, told the name as its last argument; without, there are none.
     pub command: Vec<String>,

@@ -9,32 +9,22 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use ed25519_dalek::{Signer, SigningKey};
 use tempfile::TempDir;
 use trust::audit::inbox::Inbox;
 use trust::audit::ledger::{HeadSchedule, Ledger};
+use trust::audit::node_key::NodeKey;
 use trust::audit::tree_head::NoteKey;
-use trust::audit::{About, Audit, Event, Limits, Spool, TreeHeadSigner};
+use trust::audit::{About, Audit, Event, Limits, Spool};
+use trust::clock::SystemClock;
+use trust::keys::Keyring;
 
 /// Records in a ledger before it is measured.
 const SIZES: [u64; 3] = [0, 10_000, 50_000];
 
-struct NodeKey(SigningKey);
-
-impl TreeHeadSigner for NodeKey {
-    fn name(&self) -> &str {
-        "creto.dev/audit/node-1"
-    }
-    fn public_key(&self) -> [u8; 32] {
-        self.0.verifying_key().to_bytes()
-    }
-    fn sign(&self, message: &[u8]) -> [u8; 64] {
-        self.0.sign(message).to_bytes()
-    }
-}
-
-fn key() -> NodeKey {
-    NodeKey(SigningKey::from_bytes(&[1; 32]))
+/// The key of the node whose keys are in this directory.
+fn key(dir: &Path) -> NodeKey {
+    let keyring = Keyring::open(&dir.join("node"), &SystemClock).unwrap();
+    NodeKey::new(&"node-1".parse().unwrap(), keyring.signer().unwrap())
 }
 
 fn about() -> About {
@@ -109,14 +99,14 @@ fn drain(c: &mut Criterion) {
     for size in SIZES {
         let dir = TempDir::new().unwrap();
         let mut ledger = filled(dir.path(), size);
-        let inbox = Inbox::at(&dir.path().join("spool"));
+        let (inbox, key) = (Inbox::at(&dir.path().join("spool")), key(dir.path()));
         group.bench_function(size.to_string(), |b| {
             b.iter_custom(|rounds| {
                 let mut took = Duration::ZERO;
                 for _ in 0..rounds {
                     write_files(&dir.path().join("spool"), 20, 100);
                     let begin = Instant::now();
-                    let done = ledger.drain(&inbox, &HeadSchedule::default(), &key(), SystemTime::now());
+                    let done = ledger.drain(&inbox, &HeadSchedule::default(), &key, SystemTime::now());
                     took += begin.elapsed();
                     assert!(done.is_ok_and(|done| done.appended == 2000));
                 }
@@ -136,7 +126,7 @@ fn prove_and_verify(c: &mut Criterion) {
         let ledger = filled(dir.path(), *size);
         group.throughput(Throughput::Elements(1));
         group.bench_function(format!("prove/{size}"), |b| b.iter(|| black_box(ledger.prove(size / 3)).is_ok()));
-        let trusted = [NoteKey::of(&key()).unwrap()];
+        let trusted = [NoteKey::of(&key(dir.path())).unwrap()];
         group.throughput(Throughput::Elements(*size));
         group.bench_function(format!("verify/{size}"), |b| {
             b.iter_batched(
@@ -170,10 +160,10 @@ fn write_files(root: &Path, producers: u64, each: u64) {
 fn filled(dir: &Path, size: u64) -> Ledger {
     let mut ledger = Ledger::open(&dir.join("audit.db"), "node-1").unwrap();
     write_files(&dir.join("spool"), size / 1000, 1000);
-    let inbox = Inbox::at(&dir.join("spool"));
-    let drained = ledger.drain(&inbox, &HeadSchedule::default(), &key(), SystemTime::now());
+    let (inbox, key) = (Inbox::at(&dir.join("spool")), key(dir));
+    let drained = ledger.drain(&inbox, &HeadSchedule::default(), &key, SystemTime::now());
     assert!(drained.is_ok_and(|done| done.appended == size));
-    ledger.seal(&key(), SystemTime::now()).unwrap();
+    ledger.seal(&key, SystemTime::now()).unwrap();
     ledger
 }
 

@@ -128,6 +128,13 @@ name! {
     }
 }
 
+impl TrustDomain {
+    /// A domain that is nobody's: `.internal` is kept for private use (ICANN, 2024).
+    pub fn local() -> Self {
+        Self("creto.internal".into())
+    }
+}
+
 impl AgentId {
     /// Its sandbox `id`. Fails only where the whole gets too long.
     pub fn sandbox(&self, id: &SandboxId) -> Result<WorkloadId, BadId> {
@@ -290,6 +297,7 @@ mod tests {
         let (agent, id): (AgentId, SandboxId) =
             ("spiffe://example.org/agents/a".parse().unwrap(), "box-1".parse().unwrap());
         assert_eq!(agent.sandbox(&id).unwrap().to_string(), "spiffe://example.org/agents/a/sandbox/box-1");
+        assert_eq!(TrustDomain::local().to_string().parse(), Ok(TrustDomain::local()));
         let (node, domain): (NodeId, TrustDomain) = ("node-7".parse().unwrap(), "example.org".parse().unwrap());
         assert_eq!(node.sandbox(&domain, &id).unwrap().to_string(), "spiffe://example.org/node/node-7/sandbox/box-1");
         let long: AgentId = format!("spiffe://d/{}", "p".repeat(2030)).parse().unwrap();

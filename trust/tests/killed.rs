@@ -10,33 +10,22 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use ed25519_dalek::{Signer, SigningKey};
 use trust::audit::inbox::Inbox;
 use trust::audit::ledger::{HeadSchedule, Ledger, Query};
+use trust::audit::node_key::NodeKey;
 use trust::audit::tree_head::NoteKey;
-use trust::audit::{About, Audit, Event, Limits, Spool, TreeHeadSigner};
+use trust::audit::{About, Audit, Event, Limits, Spool};
+use trust::clock::SystemClock;
+use trust::keys::Keyring;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Producers, each killed after another number of records.
 const PRODUCERS: usize = 40;
 
-struct NodeKey(SigningKey);
-
-impl TreeHeadSigner for NodeKey {
-    fn name(&self) -> &str {
-        "creto.dev/audit/node-1"
-    }
-    fn public_key(&self) -> [u8; 32] {
-        self.0.verifying_key().to_bytes()
-    }
-    fn sign(&self, message: &[u8]) -> [u8; 64] {
-        self.0.sign(message).to_bytes()
-    }
-}
-
-fn key() -> NodeKey {
-    NodeKey(SigningKey::from_bytes(&[1; 32]))
+/// The key of the node whose keys are in this directory.
+fn key(dir: &Path) -> Result<NodeKey> {
+    Ok(NodeKey::new(&"node-1".parse()?, Keyring::open(&dir.join("node"), &SystemClock)?.signer()?))
 }
 
 fn main() -> Result<()> {
@@ -68,9 +57,9 @@ fn produce(dir: &Path) -> Result<()> {
 fn drain(dir: &Path) -> Result<()> {
     let mut ledger = Ledger::open(&dir.join("audit.db"), "node-1")?;
     let schedule = HeadSchedule { records: 7, after: Duration::from_secs(1) };
-    let mut out = std::io::stdout();
+    let (mut out, key) = (std::io::stdout(), key(dir)?);
     loop {
-        let drained = ledger.drain(&Inbox::at(&dir.join("spool")), &schedule, &key(), SystemTime::now())?;
+        let drained = ledger.drain(&Inbox::at(&dir.join("spool")), &schedule, &key, SystemTime::now())?;
         writeln!(out, "{}", drained.appended)?;
     }
 }
@@ -141,11 +130,11 @@ fn whatever_is_killed_everything_arrives_once() -> Result<()> {
     }
 
     let mut ledger = Ledger::open(&dir.path().join("audit.db"), "node-1")?;
-    let inbox = Inbox::at(&dir.path().join("spool"));
-    let drained = ledger.drain(&inbox, &HeadSchedule::default(), &key(), SystemTime::now())?;
+    let (inbox, key) = (Inbox::at(&dir.path().join("spool")), key(dir.path())?);
+    let drained = ledger.drain(&inbox, &HeadSchedule::default(), &key, SystemTime::now())?;
     assert_eq!((drained.rejected, drained.conflicting), (0, 0), "no half-written record");
-    ledger.seal(&key(), SystemTime::now())?;
-    let entries = ledger.search(&Query::default())?;
+    ledger.seal(&key, SystemTime::now())?;
+    let entries = ledger.search(&Query::default())?.entries;
     for (name, recorded) in &told {
         let numbers: Vec<_> = entries
             .iter()
@@ -162,7 +151,7 @@ fn whatever_is_killed_everything_arrives_once() -> Result<()> {
         assert!(numbers.len() as u64 >= *recorded, "{name}: {recorded} were recorded, {} arrived", numbers.len());
         assert!(numbers.len() as u64 <= recorded + 3, "{name}: at most the batch that was being recorded came besides");
     }
-    let report = ledger.verify(&[NoteKey::of(&key())?], &[])?;
+    let report = ledger.verify(&[NoteKey::of(&key)?], &[])?;
     assert!(report.is_intact() && report.holes.is_empty(), "{report:?}");
     assert_eq!(report.sealed, entries.len() as u64);
     let left: Vec<_> = std::fs::read_dir(dir.path().join("spool"))?.collect::<std::io::Result<_>>()?;

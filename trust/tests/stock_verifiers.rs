@@ -8,31 +8,20 @@ use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ed25519_dalek::{Signer, SigningKey};
 use serde_json::{Value, json};
 use trust::audit::inbox::Inbox;
 use trust::audit::ledger::{HeadSchedule, Ledger};
+use trust::audit::node_key::NodeKey;
 use trust::audit::tree_head::NoteKey;
-use trust::audit::{About, Audit, Event, Limits, Spool, TreeHeadSigner};
-
-struct NodeKey(SigningKey);
-
-impl TreeHeadSigner for NodeKey {
-    fn name(&self) -> &str {
-        "creto.dev/audit/node-1"
-    }
-    fn public_key(&self) -> [u8; 32] {
-        self.0.verifying_key().to_bytes()
-    }
-    fn sign(&self, message: &[u8]) -> [u8; 64] {
-        self.0.sign(message).to_bytes()
-    }
-}
+use trust::audit::{About, Audit, Event, Limits, Spool};
+use trust::clock::SystemClock;
+use trust::keys::Keyring;
 
 /// What an auditor is given: a record of a ledger of `new` records, whose head of `old` records the auditor had kept.
 fn claims(old: u64, new: u64, position: u64) -> Value {
     let dir = tempfile::tempdir().unwrap();
-    let key = NodeKey(SigningKey::from_bytes(&[1; 32]));
+    let keyring = Keyring::open(dir.path(), &SystemClock).unwrap();
+    let key = NodeKey::new(&"node-1".parse().unwrap(), keyring.signer().unwrap());
     let mut ledger = Ledger::open(&dir.path().join("audit.db"), "node-1").unwrap();
     let spool = Spool::new(&dir.path().join("spool"), "shim", "node-1", Limits::default()).unwrap();
     let mut heads = Vec::new();

@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use toml_edit::TomlError;
+use trust::audit::Event;
 use trust::clock::{Clock, SystemClock};
 use trust::id::{AgentId, BackendName, PolicyName};
 use trust::identity::mint::{AgentSecret, MintError};
@@ -22,6 +23,7 @@ use zeroize::Zeroizing;
 use super::output;
 use crate::agents;
 use crate::node::{Node, NodeError, Root};
+use crate::record;
 
 /// What can be done with agents.
 #[derive(Debug, Subcommand)]
@@ -161,20 +163,21 @@ fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> AgentErro
 
 pub(super) fn run(verb: Verb, root: &Root, out: &mut dyn Write) -> Result<(), AgentError> {
     match verb {
-        Verb::Add(asked) => add(&asked, &root.agents(), out),
+        Verb::Add(asked) => add(&asked, root, out),
         Verb::List { json } => list(&root.agents(), json, out),
-        Verb::Revoke { id } => revoke(&id, &root.agents(), out),
+        Verb::Revoke { id } => revoke(&id, root, out),
         Verb::Keygen { file } => keygen(&file, out),
         Verb::Token(asked) => token(&asked, root, out),
     }
 }
 
-fn add(asked: &Add, dir: &Path, out: &mut dyn Write) -> Result<(), AgentError> {
+fn add(asked: &Add, root: &Root, out: &mut dyn Write) -> Result<(), AgentError> {
+    let (node, dir) = (Node::read(root)?, &root.agents()); // the node before anything changes: the record needs it
     let mut jwks = Vec::new();
     for path in &asked.keys {
         jwks.extend(public_keys(path)?);
     }
-    AgentKey::of_jwks(jwks.iter().cloned()).map_err(AgentError::Keys)?;
+    let keys = AgentKey::of_jwks(jwks.iter().cloned()).map_err(AgentError::Keys)?;
     let exists = |path: PathBuf| AgentError::Exists { id: asked.id.clone(), path };
     if let Some((path, _)) = of_agent(&asked.id, dir)?.into_iter().next() {
         return Err(exists(path));
@@ -188,6 +191,8 @@ fn add(asked: &Add, dir: &Path, out: &mut dyn Write) -> Result<(), AgentError> {
         Err(error) => return Err(file("writing", &path)(error.error)),
         Ok(_) => sync(dir).map_err(file("syncing", dir))?,
     }
+    let keys = keys.iter().map(|key| key.kid.as_str().into()).collect();
+    record::changed(root, &node, Some(&asked.id), Event::AgentAdded { keys });
     Ok(writeln!(out, "agent {} may have sandboxes here: {}", asked.id, path.display())?)
 }
 
@@ -271,7 +276,8 @@ fn word(status: Status) -> &'static str {
     }
 }
 
-fn revoke(id: &AgentId, dir: &Path, out: &mut dyn Write) -> Result<(), AgentError> {
+fn revoke(id: &AgentId, root: &Root, out: &mut dyn Write) -> Result<(), AgentError> {
+    let (node, dir) = (Node::read(root)?, &root.agents());
     let files = of_agent(id, dir)?;
     if files.is_empty() {
         let broken = Registry::new(dir).list()?.into_iter().find_map(|(_, entry)| entry.err());
@@ -285,7 +291,10 @@ fn revoke(id: &AgentId, dir: &Path, out: &mut dyn Write) -> Result<(), AgentErro
         fresh.persist(path).map_err(|error| file("replacing", path)(error.error))?;
     }
     sync(dir).map_err(file("syncing", dir))?;
-    Ok(writeln!(out, "agent {id} gets no new sandbox; those that run go on until they are stopped")?)
+    if files.iter().any(|(_, entry)| entry.status != Status::Revoked) {
+        record::changed(root, &node, Some(id), Event::AgentRevoked {});
+    }
+    Ok(writeln!(out, "agent {id} gets no new sandbox; those that run go on until they are stopped, with no new token")?)
 }
 
 fn keygen(path: &Path, out: &mut dyn Write) -> Result<(), AgentError> {

@@ -12,9 +12,10 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::json;
 use trust::audit::inbox::Inbox;
-use trust::audit::ledger::{Entry, HeadSchedule, Ledger, LedgerError, Query, Report};
+use trust::audit::ledger::{Entry, Found, HeadSchedule, Ledger, LedgerError, Query, Report, Unreadable};
 use trust::audit::log::Hash;
 use trust::audit::node_key::{NodeKey, note_keys};
+use trust::audit::record::BadRecord;
 use trust::audit::tree_head::{NoteError, SignedTreeHead};
 use trust::audit::{AuditRecord, Event};
 use trust::clock::SystemClock;
@@ -159,6 +160,15 @@ pub enum AuditError {
     Empty,
     #[error("there is no event at position {position}: the record has {size}")]
     NoSuchEvent { position: u64, size: u64 },
+    #[error(
+        "the record was tampered with: {count} of the events that were asked for cannot be read and are not in this answer, the first at position {position}; `audit verify` finds all damage"
+    )]
+    Unreadable {
+        count: usize,
+        position: u64,
+        #[source]
+        why: BadRecord,
+    },
     #[error("the record was tampered with: {0} findings")]
     Damaged(usize),
     #[error("writing the answer")]
@@ -201,10 +211,11 @@ impl Opened {
 pub(super) fn run(verb: Verb, root: &Root, out: &mut dyn Write) -> Result<(), AuditError> {
     let now = SystemTime::now();
     let mut opened = open(root, now)?;
+    let mut unreadable = Vec::new();
     match verb {
-        Verb::Search(asked) => search(&opened.ledger, asked, now, out)?,
+        Verb::Search(asked) => unreadable = search(&opened.ledger, asked, now, out)?,
         Verb::Verify { heads, json } => return verify(opened, &heads, json, out),
-        Verb::Export { format: Format::Ocsf, from } => drop(opened.ledger.export(from, out)?),
+        Verb::Export { format: Format::Ocsf, from } => unreadable = opened.ledger.export(from, out)?.1,
         Verb::Prove { position, json } => prove(&mut opened, position, json, now, out)?,
         Verb::Head => {
             let head = opened.seal(now)?.ok_or(AuditError::Empty)?;
@@ -212,7 +223,11 @@ pub(super) fn run(verb: Verb, root: &Root, out: &mut dyn Write) -> Result<(), Au
         }
     }
     // Whoever investigates gets what there is, and is told what there is not.
-    opened.drained
+    let count = unreadable.len();
+    match unreadable.into_iter().next() {
+        Some(Unreadable { position, why }) => Err(AuditError::Unreadable { count, position, why }),
+        None => opened.drained,
+    }
 }
 
 /// A record with its place, for programs.
@@ -223,8 +238,9 @@ struct Placed<'a> {
     record: &'a AuditRecord,
 }
 
-fn search(ledger: &Ledger, asked: Search, now: SystemTime, out: &mut dyn Write) -> Result<(), AuditError> {
-    let found = ledger.search(&Query {
+/// Prints what was found; gives what could not be read.
+fn search(ledger: &Ledger, asked: Search, now: SystemTime, out: &mut dyn Write) -> Result<Vec<Unreadable>, AuditError> {
+    let Found { entries, unreadable } = ledger.search(&Query {
         event: asked.event,
         sandbox: asked.sandbox_id,
         agent: asked.agent_nhi.map(|agent| agent.to_string()),
@@ -234,10 +250,11 @@ fn search(ledger: &Ledger, asked: Search, now: SystemTime, out: &mut dyn Write) 
         limit: asked.limit,
     })?;
     if asked.json {
-        let placed = found.iter().map(|Entry { position, record }| Placed { position: *position, record });
-        return Ok(output::json(out, &placed.collect::<Vec<_>>())?);
+        let placed = entries.iter().map(|Entry { position, record }| Placed { position: *position, record });
+        output::json(out, &placed.collect::<Vec<_>>())?;
+        return Ok(unreadable);
     }
-    let rows = found.iter().map(|Entry { position, record }| {
+    let rows = entries.iter().map(|Entry { position, record }| {
         vec![
             position.to_string(),
             time(record.time),
@@ -248,7 +265,8 @@ fn search(ledger: &Ledger, asked: Search, now: SystemTime, out: &mut dyn Write) 
             details(&record.event),
         ]
     });
-    Ok(output::table(out, &["POSITION", "TIME", "EVENT", "SANDBOX", "AGENT", "DESTINATION", "DETAILS"], rows)?)
+    output::table(out, &["POSITION", "TIME", "EVENT", "SANDBOX", "AGENT", "DESTINATION", "DETAILS"], rows)?;
+    Ok(unreadable)
 }
 
 fn time(millis: u64) -> String {

@@ -6,16 +6,20 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
+use trust::audit::Event;
 use trust::audit::node_key::log_name;
-use trust::audit::spool::SpoolError;
+use trust::audit::record::Text;
 use trust::audit::tree_head::{NoteError, NoteKey};
-use trust::audit::{About, Audit, Event, Limits, Spool};
 use trust::clock::{Clock, SystemClock, Timestamp};
 use trust::keys::jwks::{BadJwk, BadJwkSet, Jwk, JwkSet, TrustRoot, TrustedKey};
 use trust::keys::{Entry, KeyError, KeyVersion, Keyring, Status};
 
 use super::output;
 use crate::node::{Node, NodeError, Root};
+use crate::record;
+
+/// What the record says that the keys are for.
+const PURPOSE: &str = "node";
 
 /// What can be done with keys.
 #[derive(Debug, Subcommand)]
@@ -96,10 +100,7 @@ pub(super) fn run(verb: Verb, root: &Root, out: &mut dyn Write) -> Result<(), Ke
     match verb {
         Verb::List { json } => list(root, json, out),
         Verb::Rotate { overlap } => rotate(root, overlap, out),
-        Verb::Deprecate { key } => {
-            Keyring::open(root.lib(), &SystemClock)?.deprecate(&SystemClock, key)?;
-            Ok(writeln!(out, "key {key} counts only where its version is named (--key-version {key})")?)
-        }
+        Verb::Deprecate { key } => deprecate(root, key, out),
         Verb::Export { key, pem, note } => export(root, key, pem, note, out),
     }
 }
@@ -149,10 +150,8 @@ fn rotate(root: &Root, overlap: Duration, out: &mut dyn Write) -> Result<(), Key
     let keyring = Keyring::open(root.lib(), &SystemClock)?;
     let new = keyring.rotate(&SystemClock, overlap)?;
     let previous = keyring.list()?.into_iter().rev().find(|entry| entry.version < new.version);
-    if let Err(error) = record(root, &node, &new, previous.as_ref()) {
-        // The rotation is done, and must not be done again.
-        tracing::error!(%error, "the rotation is not in the audit record");
-    }
+    let event = Event::KeyRotated { purpose: PURPOSE.into(), key: id(&new), previous: previous.as_ref().map(id) };
+    record::changed(root, &node, None, event);
     writeln!(out, "key {} signs now ({})", new.version, new.key.id())?;
     if let Some(Entry { version, status: Status::Deprecated { after }, .. }) = previous {
         writeln!(out, "key {version} counts until {after}, then only where its version is named")?;
@@ -160,13 +159,19 @@ fn rotate(root: &Root, overlap: Duration, out: &mut dyn Write) -> Result<(), Key
     Ok(())
 }
 
-/// Leaves it to the next drain to take it into the ledger.
-fn record(root: &Root, node: &Node, new: &Entry, previous: Option<&Entry>) -> Result<(), SpoolError> {
-    let spool = Spool::new(&root.spool(), "cli", &node.id.to_string(), Limits::default())?;
-    let text = |entry: &Entry| entry.key.id().to_string().as_str().into();
-    let event = Event::KeyRotated { purpose: "node".into(), key: text(new), previous: previous.map(text) };
-    spool.record(&About::default(), event); // loud by itself where it fails; dropped, the spool is on the disk
-    Ok(())
+fn deprecate(root: &Root, key: KeyVersion, out: &mut dyn Write) -> Result<(), KeysError> {
+    let node = Node::read(root)?;
+    let keyring = Keyring::open(root.lib(), &SystemClock)?;
+    keyring.deprecate(&SystemClock, key)?;
+    if let Some(entry) = keyring.list()?.iter().find(|entry| entry.version == key) {
+        record::changed(root, &node, None, Event::KeyDeprecated { purpose: PURPOSE.into(), key: id(entry) });
+    }
+    Ok(writeln!(out, "key {key} counts only where its version is named (--key-version {key})")?)
+}
+
+/// What the record calls a key.
+fn id(entry: &Entry) -> Text {
+    entry.key.id().to_string().as_str().into()
 }
 
 fn export(

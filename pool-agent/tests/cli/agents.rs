@@ -50,6 +50,23 @@ fn an_added_agents_token_is_taken_and_a_revoked_agent_is_not() {
 }
 
 #[test]
+fn who_may_have_sandboxes_is_in_the_audit_record() {
+    let node = Node::new();
+    let (_, public) = keygen(&node, "key");
+    node.run(&["agent", "add", AGENT, "--key", &public]).good();
+    node.run(&["agent", "add", AGENT, "--key", &public]).bad(1); // nothing happened
+    for _ in 0..2 {
+        node.run(&["agent", "revoke", AGENT]).good(); // once it changes something
+    }
+    node.run(&["agent", "revoke", "spiffe://example.org/agents/other"]).bad(1);
+    let found = node.run(&["audit", "search", "--agent-nhi", AGENT, "--json"]).json();
+    let names: Vec<_> = found.as_array().unwrap().iter().map(|record| &record["event"]["type"]).collect();
+    assert_eq!(names, ["AgentAdded", "AgentRevoked"], "{found}");
+    let kid = Registry::new(node.path("etc/agents.d")).list().unwrap()[0].1.as_ref().unwrap().agent.keys[0].kid.clone();
+    assert_eq!(found[0]["event"]["keys"], serde_json::json!([kid]));
+}
+
+#[test]
 fn an_agent_that_is_there_is_not_overwritten() {
     let node = Node::new();
     let ((_, first), (_, second)) = (keygen(&node, "first"), keygen(&node, "second"));

@@ -80,11 +80,25 @@ fn a_changed_record_is_found_and_what_there_is_can_still_be_searched() {
     assert!(ran.out.contains("DAMAGED") && ran.out.contains("record 1 was altered"), "{}", ran.out);
     assert_eq!(ran.bad(1), "Error: the record was tampered with: 1 findings\n");
 
+    // One that is no record any more hides no other.
+    assert_eq!(db.execute("UPDATE record SET body = CAST('{' AS BLOB) WHERE position = 2", []), Ok(1));
+    for verb in [&["audit", "search", "--json"][..], &["audit", "export", "--format", "ocsf"]] {
+        let ran = node.run(verb);
+        assert!(ran.out.contains("SandboxDeleted"), "{}", ran.out);
+        let error = ran.bad(1);
+        assert!(
+            error.contains("1 of the events that were asked for cannot be read") && error.contains("position 2"),
+            "{error}"
+        );
+    }
+
     // Cut behind its tree head it takes nothing more, and says so; what is left can be looked at.
     assert_eq!(db.execute("DELETE FROM record WHERE position = 4", []), Ok(1));
     node.record("three", vec![Event::SandboxDeleted {}]);
     let ran = node.run(&["audit", "search"]);
-    assert_eq!(ran.out.lines().count(), 5, "the heading and what is left: {}", ran.out);
+    assert_eq!(ran.out.lines().count(), 4, "the heading and what is left: {}", ran.out);
+    assert!(ran.bad(1).contains("cannot be read"));
+    let ran = node.run(&["audit", "search", "--event", "SandboxStarted"]);
     assert!(ran.bad(1).contains("still waits in the spools is not in this answer"));
     let said = node.run(&["audit", "verify"]);
     assert!(said.out.contains("the log was cut"), "{}", said.out);

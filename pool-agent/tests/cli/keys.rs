@@ -28,7 +28,7 @@ fn a_rotated_key_counts_for_the_overlap_and_then_only_by_its_name() {
 }
 
 #[test]
-fn a_rotation_is_in_the_audit_record() {
+fn a_change_of_keys_is_in_the_audit_record() {
     let node = Node::new();
     let first = node.keyring().signer().unwrap().id().to_string();
     node.run(&["keys", "rotate"]).good();
@@ -36,6 +36,10 @@ fn a_rotation_is_in_the_audit_record() {
     assert_eq!((found.as_array().unwrap().len(), &found[0]["event"]["previous"]), (1, &first.as_str().into()));
     assert_eq!(found[0]["event"]["key"], node.keyring().signer().unwrap().id().as_str());
     assert!(found[0]["id"].as_str().unwrap().starts_with("cli-"), "{found}");
+    node.run(&["keys", "deprecate", "v2"]).bad(1); // it signs, so nothing happened
+    node.run(&["keys", "deprecate", "v1"]).good();
+    let found = node.run(&["audit", "search", "--event", "KeyDeprecated", "--json"]).json();
+    assert_eq!((found.as_array().unwrap().len(), &found[0]["event"]["key"]), (1, &first.as_str().into()));
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! Not here: the network beyond its namespace (the fence), limits (cgroups), what identity is attested.
 
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod given;
 mod kernel;
 mod process;
 mod shape;

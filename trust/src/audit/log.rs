@@ -88,17 +88,7 @@ pub fn inclusion_proof<N: Nodes>(nodes: &N, index: u64, size: u64) -> Result<Opt
     if index >= size {
         return Ok(None);
     }
-    let (mut from, mut to, mut proof) = (0, size, Vec::new());
-    while to - from > 1 {
-        let middle = from + split(to - from);
-        if index < middle {
-            proof.push(subtree(nodes, middle, to)?);
-            to = middle;
-        } else {
-            proof.push(subtree(nodes, from, middle)?);
-            from = middle;
-        }
-    }
+    let (_, mut proof) = descend(nodes, index, size, |from, to| to - from == 1)?;
     proof.reverse();
     Ok(Some(proof))
 }
@@ -108,22 +98,34 @@ pub fn consistency_proof<N: Nodes>(nodes: &N, old: u64, size: u64) -> Result<Opt
     if old == 0 || old > size {
         return Ok(None);
     }
-    let (mut from, mut to, mut proof) = (0, size, Vec::new());
-    while to != old {
-        let middle = from + split(to - from);
-        if old <= middle {
-            proof.push(subtree(nodes, middle, to)?);
-            to = middle;
-        } else {
-            proof.push(subtree(nodes, from, middle)?);
-            from = middle;
-        }
-    }
+    let (from, mut proof) = descend(nodes, old - 1, size, |_, to| to == old)?;
     if from != 0 {
-        proof.push(subtree(nodes, from, to)?); // otherwise it is the old root, which the verifier has
+        proof.push(subtree(nodes, from, old)?); // otherwise it is the old root, which the verifier has
     }
     proof.reverse();
     Ok(Some(proof))
+}
+
+/// Goes from the root down towards a leaf until `there`; gives where the subtree begins that was reached, and the hashes of
+/// those beside the way, highest first.
+fn descend<N: Nodes>(
+    nodes: &N,
+    leaf: u64,
+    size: u64,
+    there: impl Fn(u64, u64) -> bool,
+) -> Result<(u64, Vec<Hash>), N::Error> {
+    let (mut from, mut to, mut beside) = (0, size, Vec::new());
+    while !there(from, to) {
+        let middle = from + split(to - from);
+        if leaf < middle {
+            beside.push(subtree(nodes, middle, to)?);
+            to = middle;
+        } else {
+            beside.push(subtree(nodes, from, middle)?);
+            from = middle;
+        }
+    }
+    Ok((from, beside))
 }
 
 /// Whether `proof` leads from a leaf's hash at `index` to `root` of a tree of `size` leaves. RFC 9162 §2.1.3.2.
@@ -131,24 +133,14 @@ pub fn verify_inclusion(leaf: &Hash, index: u64, size: u64, proof: &[Hash], root
     if index >= size {
         return false;
     }
-    let (mut node, mut last, mut hash) = (index, size - 1, *leaf);
-    for step in proof {
-        if last == 0 {
-            return false;
+    let mut hash = *leaf;
+    let whole = climb(index, size - 1, proof, |step, side| {
+        hash = match side {
+            Side::Left => node_hash(step, &hash),
+            Side::Right => node_hash(&hash, step),
         }
-        if node & 1 == 1 || node == last {
-            hash = node_hash(step, &hash);
-            while node & 1 == 0 && node != 0 {
-                node >>= 1;
-                last >>= 1;
-            }
-        } else {
-            hash = node_hash(&hash, step);
-        }
-        node >>= 1;
-        last >>= 1;
-    }
-    last == 0 && hash == *root
+    });
+    whole && hash == *root
 }
 
 /// Whether `proof` shows that the tree of `size` leaves extends the one of `old` leaves. RFC 9162 §2.1.4.2.
@@ -170,24 +162,38 @@ pub fn verify_consistency(old: u64, size: u64, old_root: &Hash, root: &Hash, pro
         last >>= 1;
     }
     let (mut old_hash, mut hash) = (*first, *first);
-    for step in rest {
+    let whole = climb(node, last, rest, |step, side| match side {
+        Side::Left => (old_hash, hash) = (node_hash(step, &old_hash), node_hash(step, &hash)),
+        Side::Right => hash = node_hash(&hash, step), // of the old tree it is no part
+    });
+    whole && old_hash == *old_root && hash == *root
+}
+
+/// On which side of the way up a proof's hash stands.
+enum Side {
+    Left,
+    Right,
+}
+
+/// Goes from a node up to the root, a hash of the proof at each step; whether it gets there with the last one.
+fn climb(mut node: u64, mut last: u64, proof: &[Hash], mut step: impl FnMut(&Hash, Side)) -> bool {
+    for hash in proof {
         if last == 0 {
             return false;
         }
         if node & 1 == 1 || node == last {
-            old_hash = node_hash(step, &old_hash);
-            hash = node_hash(step, &hash);
+            step(hash, Side::Left);
             while node & 1 == 0 && node != 0 {
                 node >>= 1;
                 last >>= 1;
             }
         } else {
-            hash = node_hash(&hash, step);
+            step(hash, Side::Right);
         }
         node >>= 1;
         last >>= 1;
     }
-    last == 0 && old_hash == *old_root && hash == *root
+    last == 0
 }
 
 /// The largest power of two smaller than `leaves`, which is at least 2.

@@ -1,7 +1,7 @@
 //! Audit records as OCSF 1.8 events, for whoever collects logs. Pure.
 //!
 //! A sandbox's life and its proofs are API activity (6003), what runs in it process activity (1007), a refused identity an
-//! authentication (3002), connections network activity (4001), damage to the audit trail itself a detection finding (2004).
+//! authentication (3002), who may have sandboxes an account change (3001), connections network activity (4001), damage to the audit trail itself a detection finding (2004).
 //! What has no place in a class stays under `unmapped`. Source: <https://schema.ocsf.io/1.8.0/>.
 
 use std::net::IpAddr;
@@ -18,6 +18,7 @@ struct Class(u32, &'static str, u32, &'static str);
 
 const PROCESS: Class = Class(1007, "Process Activity", 1, "System Activity");
 const FINDING: Class = Class(2004, "Detection Finding", 2, "Findings");
+const ACCOUNT: Class = Class(3001, "Account Change", 3, "Identity & Access Management");
 const AUTHENTICATION: Class = Class(3002, "Authentication", 3, "Identity & Access Management");
 const NETWORK: Class = Class(4001, "Network Activity", 4, "Network Activity");
 const API: Class = Class(6003, "API Activity", 6, "Application Activity");
@@ -32,11 +33,14 @@ fn classify(event: &Event) -> (Class, u32, &'static str, Severity) {
         | Event::AttestationIssued { .. } => (API, 1, "Create", Informational),
         Event::SandboxCreateFailed { .. } => (API, 1, "Create", Low),
         Event::SecretsDelivered { .. } => (API, 2, "Read", Informational),
-        Event::KeyRotated { .. } => (API, 3, "Update", Informational),
+        Event::KeyRotated { .. } | Event::KeyDeprecated { .. } => (API, 3, "Update", Informational),
+        Event::AgentAdded { .. } => (ACCOUNT, 1, "Create", Informational),
+        Event::AgentRevoked {} => (ACCOUNT, 5, "Disable", Informational),
         Event::SandboxDeleted {} => (API, 4, "Delete", Informational),
         Event::SandboxStarted { .. } | Event::ExecStarted { .. } => (PROCESS, 1, "Launch", Informational),
         Event::SandboxExited { .. } => (PROCESS, 2, "Terminate", Informational),
         Event::IdentityRejected { .. } => (AUTHENTICATION, 1, "Logon", Medium),
+        Event::TokenRenewalRefused { .. } => (AUTHENTICATION, 5, "Service Ticket Renew", High),
         Event::PolicyChanged { .. } => (API, 3, "Update", Informational),
         Event::EgressAllowed { .. } | Event::AuthzRequired { .. } => (NETWORK, 1, "Open", Informational),
         Event::EgressDenied { .. } => (NETWORK, 5, "Refuse", Low),
@@ -86,6 +90,7 @@ pub fn event(record: &AuditRecord, position: u64) -> Value {
     let parts = match class {
         1007 => process(record),
         2004 => finding(record),
+        3001 => account(record),
         3002 => authentication(record),
         4001 => network(record),
         _ => api(record),
@@ -159,6 +164,9 @@ fn api(record: &AuditRecord) -> Value {
         Event::KeyRotated { purpose, key, previous } => {
             (vec![resource(Some(key), "key")], json!({ "unmapped": { "purpose": purpose, "previous": previous } }))
         }
+        Event::KeyDeprecated { purpose, key } => {
+            (vec![resource(Some(key), "key")], json!({ "unmapped": { "purpose": purpose } }))
+        }
         _ => (vec![sandbox()], json!({})),
     };
     if parts.get("status_id").is_none() {
@@ -175,15 +183,38 @@ fn api(record: &AuditRecord) -> Value {
 }
 
 fn authentication(record: &AuditRecord) -> Value {
-    let Event::IdentityRejected { claimed, reason } = &record.event else { return Value::Null };
+    let (who, reason) = match &record.event {
+        Event::IdentityRejected { claimed, reason } => (claimed, reason),
+        Event::TokenRenewalRefused { reason } => (&record.about.agent, reason),
+        _ => return Value::Null,
+    };
     json!({
-        "user": claimed.as_ref().map_or_else(|| json!({ "name": "unknown", "type_id": 0 }), agent),
+        "user": user(who.as_ref()),
         "actor": { "app_name": "creto-runtime" },
         "service": { "name": "creto-runtime" },
         "dst_endpoint": { "hostname": record.node },
         "status_id": 2, "status": "Failure", "status_detail": reason,
         "unmapped": { "sandbox": record.about.sandbox },
     })
+}
+
+fn account(record: &AuditRecord) -> Value {
+    let keys = match &record.event {
+        Event::AgentAdded { keys } => Some(keys),
+        _ => None,
+    };
+    json!({
+        "user": user(record.about.agent.as_ref()),
+        "actor": { "app_name": "creto-runtime" },
+        "src_endpoint": { "hostname": record.node },
+        "status_id": 1, "status": "Success",
+        "unmapped": { "keys": keys },
+    })
+}
+
+/// An agent, if one is named.
+fn user(id: Option<&Text>) -> Value {
+    id.map_or_else(|| json!({ "name": "unknown", "type_id": 0 }), agent)
 }
 
 fn network(record: &AuditRecord) -> Value {
@@ -253,7 +284,7 @@ fn finding(record: &AuditRecord) -> Value {
 /// What one would search for, wherever it stands in the event. Types: 1 host name, 2 IP address, 31 user id, 99 other.
 fn observables(record: &AuditRecord, class: u32) -> Vec<Value> {
     let mut all = vec![json!({ "name": "device.hostname", "type_id": 1, "type": "Hostname", "value": record.node })];
-    let user = if class == AUTHENTICATION.0 { "user.uid" } else { "actor.user.uid" };
+    let user = if [AUTHENTICATION.0, ACCOUNT.0].contains(&class) { "user.uid" } else { "actor.user.uid" };
     let agent = match &record.event {
         Event::IdentityRejected { claimed, .. } => claimed.as_ref(),
         _ if class == FINDING.0 => None,
@@ -311,6 +342,7 @@ mod tests {
         match class {
             1007 => &["/actor", "/device/type_id", "/process/uid|/process/pid", "/actor/app_name|/actor/user"],
             2004 => &["/finding_info/uid", "/finding_info/title"],
+            3001 => &["/user/uid|/user/name"],
             3002 => &["/user/uid|/user/name", "/service|/dst_endpoint"],
             4001 => &[
                 "/dst_endpoint/hostname|/dst_endpoint/ip",
@@ -325,8 +357,8 @@ mod tests {
     #[test]
     fn every_event_has_what_its_class_requires() {
         let classes = [
-            6003, 1007, 1007, 6003, 6003, 6003, 3002, 1007, 6003, 6003, 6003, 6003, 4001, 4001, 4001, 6003, 2004, 2004,
-            2004, 2004,
+            6003, 1007, 1007, 6003, 6003, 6003, 3002, 3002, 1007, 6003, 6003, 6003, 6003, 6003, 3001, 3001, 4001, 4001,
+            4001, 6003, 2004, 2004, 2004, 2004,
         ];
         for (happened, class) in one_of_each().into_iter().zip(classes) {
             for about in [record(0, Event::SandboxDeleted {}).about, About::default()] {
@@ -375,14 +407,19 @@ mod tests {
             (4, "/status_detail", json!("creto-egress is not running")),
             (4, "/unmapped/step", json!("fence")),
             (2, "/exit_code", json!(137)),
-            (7, "/process/name", json!("/bin/sh")),
-            (7, "/unmapped/namespace", json!("default")),
-            (10, "/resources/1/name", json!("db")),
-            (12, "/action", json!("Allowed")),
-            (13, "/disposition", json!("Blocked")),
-            (13, "/dst_endpoint/port", json!(443)),
-            (18, "/unmapped/lost", json!(3)),
-            (19, "/unmapped/digest", json!("sha256:ee")),
+            (7, "/status_detail", json!("agent spiffe://a/b is revoked")),
+            (7, "/user/uid", json!("spiffe://example.org/agent/a")),
+            (8, "/process/name", json!("/bin/sh")),
+            (8, "/unmapped/namespace", json!("default")),
+            (11, "/resources/1/name", json!("db")),
+            (13, "/resources/0/uid", json!("k1")),
+            (14, "/unmapped/keys", json!(["2026-11"])),
+            (15, "/activity_name", json!("Disable")),
+            (16, "/action", json!("Allowed")),
+            (17, "/disposition", json!("Blocked")),
+            (17, "/dst_endpoint/port", json!(443)),
+            (22, "/unmapped/lost", json!(3)),
+            (23, "/unmapped/digest", json!("sha256:ee")),
         ] {
             let got = event(&record(0, one_of_each().swap_remove(happened)), 0);
             assert_eq!(got.pointer(pointer), Some(&expected), "{pointer} of {got}");

@@ -72,6 +72,8 @@ pub enum Event {
     AttestationIssued { statement: Text, previous: Option<Text>, key: Text },
     /// Whoever asked is not the agent it claims to be, or that agent may not run here.
     IdentityRejected { claimed: Option<Text>, reason: Text },
+    /// The sandbox's token was due and not renewed: its agent was shut out since, or nobody can say.
+    TokenRenewalRefused { reason: Text },
     /// A further process was started in the sandbox; the program's name alone, never its arguments.
     ExecStarted { exec: Text, program: Text, terminal: bool },
     /// The sandbox's state was saved.
@@ -82,6 +84,12 @@ pub enum Event {
     SecretsDelivered { names: Vec<Text> },
     /// A signing key of the node was replaced.
     KeyRotated { purpose: Text, key: Text, previous: Option<Text> },
+    /// The overlap of an earlier signing key of the node was ended.
+    KeyDeprecated { purpose: Text, key: Text },
+    /// An agent may have sandboxes from here on; which one, `about` says.
+    AgentAdded { keys: Vec<Text> },
+    /// An agent gets no new sandbox from here on; which one, `about` says.
+    AgentRevoked {},
     /// Connections were let through.
     EgressAllowed { connection: Connection },
     /// Connections were refused.
@@ -167,7 +175,7 @@ impl AuditRecord {
 
 impl Event {
     /// The names of all events, as `audit search --event` takes them.
-    pub const NAMES: [&str; 20] = [
+    pub const NAMES: [&str; 24] = [
         "SandboxCreated",
         "SandboxStarted",
         "SandboxExited",
@@ -175,11 +183,15 @@ impl Event {
         "SandboxCreateFailed",
         "AttestationIssued",
         "IdentityRejected",
+        "TokenRenewalRefused",
         "ExecStarted",
         "CheckpointCreated",
         "SandboxRestored",
         "SecretsDelivered",
         "KeyRotated",
+        "KeyDeprecated",
+        "AgentAdded",
+        "AgentRevoked",
         "EgressAllowed",
         "EgressDenied",
         "AuthzRequired",
@@ -203,11 +215,15 @@ impl Event {
             Self::SandboxCreateFailed { .. } => "SandboxCreateFailed",
             Self::AttestationIssued { .. } => "AttestationIssued",
             Self::IdentityRejected { .. } => "IdentityRejected",
+            Self::TokenRenewalRefused { .. } => "TokenRenewalRefused",
             Self::ExecStarted { .. } => "ExecStarted",
             Self::CheckpointCreated { .. } => "CheckpointCreated",
             Self::SandboxRestored { .. } => "SandboxRestored",
             Self::SecretsDelivered { .. } => "SecretsDelivered",
             Self::KeyRotated { .. } => "KeyRotated",
+            Self::KeyDeprecated { .. } => "KeyDeprecated",
+            Self::AgentAdded { .. } => "AgentAdded",
+            Self::AgentRevoked {} => "AgentRevoked",
             Self::EgressAllowed { .. } => "EgressAllowed",
             Self::EgressDenied { .. } => "EgressDenied",
             Self::AuthzRequired { .. } => "AuthzRequired",
@@ -330,11 +346,15 @@ pub(crate) mod tests {
             Event::SandboxCreateFailed { step: text("fence"), error: text("creto-egress is not running") },
             Event::AttestationIssued { statement: text("sha256:cc"), previous: None, key: text("k1") },
             Event::IdentityRejected { claimed: some("spiffe://a/b"), reason: text("token expired") },
+            Event::TokenRenewalRefused { reason: text("agent spiffe://a/b is revoked") },
             Event::ExecStarted { exec: text("e1"), program: text("/bin/sh"), terminal: true },
             Event::CheckpointCreated { checkpoint: text("c1"), manifest_digest: some("sha256:dd"), exited: false },
             Event::SandboxRestored { checkpoint: text("c1"), manifest_digest: None },
             Event::SecretsDelivered { names: vec![text("db"), text("api")] },
             Event::KeyRotated { purpose: text("attestation"), key: text("k2"), previous: some("k1") },
+            Event::KeyDeprecated { purpose: text("attestation"), key: text("k1") },
+            Event::AgentAdded { keys: vec![text("2026-11")] },
+            Event::AgentRevoked {},
             Event::EgressAllowed { connection: connection("api.example.com", Protocol::Tcp) },
             Event::EgressDenied {
                 connection: connection("api.example.com", Protocol::Tcp),

@@ -37,6 +37,16 @@ pub enum Proof {
     None,
 }
 
+impl std::fmt::Display for Proof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Token => "token",
+            Self::Operator => "operator",
+            Self::None => "none",
+        })
+    }
+}
+
 /// Whom a sandbox works for, after all checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -186,6 +196,14 @@ impl Binder {
         };
         Ok(Identity { agent: Some(agent.id), proof, default_policy: agent.default_policy })
     }
+
+    /// Whether whoever was bound is still known, and not shut out. Nobody is never shut out.
+    pub async fn still(&self, identity: &Identity) -> Result<(), SourceError> {
+        match &identity.agent {
+            Some(id) => self.source.agent(id).await.map(drop),
+            None => Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -261,6 +279,16 @@ mod tests {
             assert_eq!((identity.agent(), identity.proof()), (name.map(agent).as_ref(), proof));
             assert_eq!(identity.default_policy().map(ToString::to_string), name.map(|_| "web-only".to_owned()));
         }
+    }
+
+    #[tokio::test]
+    async fn who_was_bound_is_looked_up_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let binder = binder(&dir, Permission::Allow, Permission::Allow);
+        let bound = |name: Option<&str>| Identity::for_test(name.map(agent), Proof::Operator);
+        assert_eq!(binder.still(&bound(None)).await, Ok(()));
+        assert_eq!(binder.still(&bound(Some("a"))).await, Ok(()));
+        assert!(matches!(binder.still(&bound(Some("revoked"))).await, Err(SourceError::Revoked(..))));
     }
 
     #[tokio::test]

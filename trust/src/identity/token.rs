@@ -44,7 +44,7 @@ pub enum TokenError {
     #[error("is longer than {MAX_BYTES} bytes")]
     TooLong,
     /// Not three parts of base64url, or no JSON in them.
-    #[error("is no compact JWS")]
+    #[error("is no compact JWS: has the file that was named a token, and nothing else?")]
     Form,
     /// `alg` is none, RS256, HS256, …
     #[error("alg is not EdDSA")]

@@ -120,7 +120,10 @@ pub enum KeyError {
         wanted: u32,
     },
     /// It belongs to somebody else.
-    #[error("{0}: belongs to uid {owner}, we are uid {us}: chown {us} {0}", path.display())]
+    #[error("{}: belongs to uid {owner}, we are uid {us}: {}", path.display(), match us {
+        0 => format!("chown 0 {}", path.display()),
+        _ => format!("run this as uid {owner}, for it is not yours to take over"),
+    })]
     Owner {
         /// The file or directory.
         path: PathBuf,

@@ -158,6 +158,17 @@ impl Scanner {
     }
 }
 
+/// The end of the first JSON object in a stream that comes in these pieces.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn end(pieces: &[&[u8]]) -> Option<usize> {
+    let (mut scanner, mut at) = (Scanner::default(), 0);
+    pieces.iter().find_map(|piece| {
+        let end = scanner.feed(at, piece);
+        at += piece.len();
+        end
+    })
+}
+
 /// Decodes a reply; pure, so that it can be fuzzed and fed with recordings.
 pub fn parse<R: DeserializeOwned>(method: &'static str, bytes: &[u8]) -> Result<R, CallError> {
     let nonsense = |error: serde_json::Error| CallError::Nonsense { method, why: words(error.to_string()) };
@@ -274,14 +285,8 @@ mod tests {
         assert!(matches!(said, Err(CallError::Gone(_))), "{said:?}");
     }
 
-    /// The end that a stream cut into these pieces has.
     fn end(pieces: &[Vec<u8>]) -> Option<usize> {
-        let (mut scanner, mut at) = (Scanner::default(), 0);
-        pieces.iter().find_map(|piece| {
-            let end = scanner.feed(at, piece);
-            at += piece.len();
-            end
-        })
+        super::end(&pieces.iter().map(Vec::as_slice).collect::<Vec<_>>())
     }
 
     proptest! {

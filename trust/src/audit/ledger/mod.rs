@@ -25,7 +25,7 @@ use super::log::{Frontier, Hash, Node, Nodes, leaf_hash};
 use super::record::{About, AuditRecord, BadRecord, Event, Producer, Text};
 use super::tree_head::{NoteError, SignedTreeHead, TreeHeadSigner};
 
-pub use search::{Entry, Inclusion, Query};
+pub use search::{Entry, Found, Inclusion, Query, Unreadable};
 pub use verify::{Damage, Hole, Report};
 
 /// Files that one transaction takes.
@@ -74,8 +74,6 @@ pub enum LedgerError {
     Spool(#[from] InboxError),
     #[error("making a record: {0}")]
     Record(#[from] BadRecord),
-    #[error("record {position} is damaged: {source}; `creto-runtime-cli audit verify` says what else is")]
-    Damaged { position: u64, source: BadRecord },
     #[error("the ledger {} cannot be made: {source}", path.display())]
     Place { path: PathBuf, source: std::io::Error },
     #[error("the tree head of size {size}: {source}")]

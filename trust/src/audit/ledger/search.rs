@@ -8,7 +8,7 @@ use rusqlite::{OptionalExtension, params, params_from_iter};
 use super::{Ledger, LedgerError, Stored, last_head};
 use crate::audit::log::{Hash, consistency_proof, inclusion_proof};
 use crate::audit::ocsf;
-use crate::audit::record::{AuditRecord, Event};
+use crate::audit::record::{AuditRecord, BadRecord, Event};
 use crate::audit::tree_head::SignedTreeHead;
 
 /// What to look for; all that is given must fit.
@@ -39,6 +39,24 @@ pub struct Entry {
     pub record: AuditRecord,
 }
 
+/// What a search has found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The records that fit, oldest first.
+    pub entries: Vec<Entry>,
+    /// The places that would fit but hold no record any more: they were tampered with, and `verify` says how.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// A place in the log whose bytes are no record.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// The position in the tree.
+    pub position: u64,
+    /// What is wrong with the bytes.
+    pub why: BadRecord,
+}
+
 /// That a record is in the log, for someone who trusts the head's key and nothing else: hash `body` as a leaf and follow
 /// `proof` to the head's root (RFC 9162 §2.1.3.2).
 #[derive(Clone, Debug)]
@@ -54,8 +72,8 @@ pub struct Inclusion {
 }
 
 impl Ledger {
-    /// The records that fit, oldest first.
-    pub fn search(&self, query: &Query) -> Result<Vec<Entry>, LedgerError> {
+    /// The records that fit. One that cannot be read hides no other.
+    pub fn search(&self, query: &Query) -> Result<Found, LedgerError> {
         let (mut text, mut values) = ("SELECT position, body FROM record WHERE 1".to_owned(), Vec::new());
         let mut and = |clause: &str, value: Value| {
             text += clause;
@@ -95,12 +113,16 @@ impl Ledger {
         let mut statement = self.db.prepare(&text)?;
         let rows = statement
             .query_map(params_from_iter(values), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
-        let mut found = Vec::new();
+        let mut found = Found::default();
         for row in rows {
             let (position, body) = row?;
-            found.push(entry(position, &body)?);
+            match entry(position, &body) {
+                Ok(entry) => found.entries.push(entry),
+                Err(unreadable) => found.unreadable.push(unreadable),
+            }
         }
-        found.reverse();
+        found.entries.reverse();
+        found.unreadable.reverse();
         Ok(found)
     }
 
@@ -121,23 +143,29 @@ impl Ledger {
         Ok(consistency_proof(&Stored(&self.db), old, size)?.map(|proof| (proof, head)))
     }
 
-    /// Writes the records from `position` on as OCSF events, one line of JSON each; gives the position after the last.
-    pub fn export(&self, position: u64, out: &mut dyn Write) -> Result<u64, LedgerError> {
+    /// Writes the records from `position` on as OCSF events, one line of JSON each; gives the position after the last, and
+    /// what could not be read.
+    pub fn export(&self, position: u64, out: &mut dyn Write) -> Result<(u64, Vec<Unreadable>), LedgerError> {
         let mut statement =
             self.db.prepare("SELECT position, body FROM record WHERE position >= ? ORDER BY position")?;
         let mut rows = statement.query(params![i64::try_from(position).unwrap_or(i64::MAX)])?;
-        let mut next = position;
+        let (mut next, mut unreadable) = (position, Vec::new());
         while let Some(row) = rows.next()? {
-            let Entry { position, record } = entry(row.get(0)?, &row.get::<_, Vec<u8>>(1)?)?;
-            writeln!(out, "{}", ocsf::event(&record, position))?;
-            next = position + 1;
+            let position: i64 = row.get(0)?;
+            match entry(position, &row.get::<_, Vec<u8>>(1)?) {
+                Ok(Entry { position, record }) => writeln!(out, "{}", ocsf::event(&record, position))?,
+                Err(bad) => unreadable.push(bad),
+            }
+            next = position.cast_unsigned().saturating_add(1);
         }
-        Ok(next)
+        Ok((next, unreadable))
     }
 }
 
-fn entry(position: i64, body: &[u8]) -> Result<Entry, LedgerError> {
+fn entry(position: i64, body: &[u8]) -> Result<Entry, Unreadable> {
     let position = position.cast_unsigned();
-    let record = AuditRecord::parse(body).map_err(|source| LedgerError::Damaged { position, source })?;
-    Ok(Entry { position, record })
+    match AuditRecord::parse(body) {
+        Ok(record) => Ok(Entry { position, record }),
+        Err(why) => Err(Unreadable { position, why }),
+    }
 }

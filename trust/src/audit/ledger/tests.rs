@@ -87,7 +87,7 @@ fn all_that_waits_is_drained_once_and_the_files_go() {
     let report = node.verify(&[]);
     assert_eq!((report.size, report.sealed, report.good_heads), (count, count, 1));
     assert_eq!((report.damage, report.holes), (vec![], vec![]));
-    let all = node.ledger.search(&Query::default()).unwrap();
+    let all = node.ledger.search(&Query::default()).unwrap().entries;
     for spool in [one, two] {
         let numbers = all.iter().filter(|entry| &entry.record.id.producer == spool.producer());
         assert!(numbers.map(|entry| entry.record.id.sequence).is_sorted(), "a producer's order is kept");
@@ -128,7 +128,8 @@ fn damage_in_the_spool_is_itself_recorded_and_set_aside() {
     assert_eq!(node.drain(1).unwrap(), Drained { appended: 3, rejected: 1, heads: 1, ..Drained::default() });
     fs::write(&damaged, &bytes).unwrap(); // a crash before it was set aside
     assert_eq!(node.drain(1).unwrap(), Drained { known: 1, rejected: 1, ..Drained::default() });
-    let found = node.ledger.search(&Query { event: Some("RecordRejected".into()), ..Query::default() }).unwrap();
+    let found =
+        node.ledger.search(&Query { event: Some("RecordRejected".into()), ..Query::default() }).unwrap().entries;
     assert_eq!(found.iter().map(|entry| entry.record.id.sequence).collect::<Vec<_>>(), [1]);
     assert_eq!(fs::read_dir(node.root().join(".rejected")).unwrap().count(), 1);
 
@@ -212,14 +213,30 @@ fn search_finds_by_all_that_is_given() {
         (Query { since: Some(u64::MAX), ..all.clone() }, vec![]),
         (Query { until: Some(1), ..all.clone() }, vec![]),
     ] {
-        let found = node.ledger.search(&query).unwrap();
+        let found = node.ledger.search(&query).unwrap().entries;
         assert_eq!(found.iter().map(|entry| entry.position).collect::<Vec<_>>(), expected, "{query:?}");
     }
     let mut out = Vec::new();
-    assert_eq!(node.ledger.export(2, &mut out).unwrap(), 5);
+    assert_eq!(node.ledger.export(2, &mut out).unwrap().0, 5);
     let lines: Vec<serde_json::Value> =
         String::from_utf8(out).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(lines.iter().map(|line| line["class_uid"].as_u64().unwrap()).collect::<Vec<_>>(), [4001, 1007, 4001]);
+}
+
+#[test]
+fn a_record_that_cannot_be_read_hides_no_other() {
+    let mut node = Node::new();
+    let spool = node.spool();
+    (0..4).for_each(|n| spool.record(&About::default(), exec(n)));
+    node.drain(1).unwrap();
+    let broken = "UPDATE record SET body = CAST('{' AS BLOB) WHERE position IN (1, 2)";
+    assert_eq!(node.ledger.db.execute(broken, []), Ok(2));
+    let found = node.ledger.search(&Query::default()).unwrap();
+    assert_eq!(found.entries.iter().map(|entry| entry.position).collect::<Vec<_>>(), [0, 3]);
+    assert_eq!(found.unreadable.iter().map(|bad| bad.position).collect::<Vec<_>>(), [1, 2]);
+    let mut out = Vec::new();
+    let (next, unreadable) = node.ledger.export(1, &mut out).unwrap();
+    assert_eq!((next, unreadable.len(), String::from_utf8(out).unwrap().lines().count()), (4, 2, 1));
 }
 
 #[test]

@@ -1,0 +1,4 @@
+//! `shim::fuzzing::urpc_reply` says what must hold.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| shim::fuzzing::urpc_reply(bytes));
