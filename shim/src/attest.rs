@@ -41,7 +41,7 @@ pub async fn facts(name: &str, ran: &Ran, bundle: &Path, pid: i32, image: Image)
 /// What holds the sandbox's packets: so far, that it has no interface to send them by. Otherwise nothing is said.
 pub fn fence(pid: i32) -> Option<Fence> {
     let interfaces = interfaces::of(pid);
-    let sealed = !interfaces.is_empty() && interfaces::is_sealed(&interfaces);
+    let sealed = !interfaces::are_ours(pid) && !interfaces.is_empty() && interfaces::is_sealed(&interfaces);
     sealed.then(|| Fence { mechanism: "sealed".into(), digest: Digest::of(interfaces.join("\n").as_bytes()) })
 }
 
@@ -62,6 +62,7 @@ fn hardening(spec: &Value, limits: Limits) -> Hardening {
     Hardening {
         capabilities,
         no_new_privileges: said.no_new_privileges,
+        host_network: harden::has_host_network(spec),
         seccomp: spec.pointer("/linux/seccomp").is_some_and(Value::is_object),
         masked_paths: said.masked_paths as u32,
         readonly_paths: said.readonly_paths as u32,
@@ -96,6 +97,7 @@ mod tests {
         let limits = Limits { pids: Some(7), ..Limits::default() };
         let got = hardening(&spec, limits.clone());
         assert_eq!((got.capabilities, got.no_new_privileges, got.seccomp), (vec!["CAP_KILL".to_owned()], true, true));
+        assert!(got.host_network, "no namespace is listed");
         assert_eq!((got.masked_paths, got.readonly_paths, got.limits), (1, 0, limits));
         assert_eq!(got.mounts, Mounts { readonly_root: true, total: 3, host: 2, host_writable: 1 });
     }

@@ -122,6 +122,16 @@ impl Bound {
         self.identity.agent()
     }
 
+    /// The host's network has no fence around it: whoever has a policy is not let into it.
+    pub fn may_share_network(&self) -> Result<(), TaskError> {
+        match self.identity.default_policy() {
+            None => Ok(()),
+            Some(name) => Err(TaskError::Invalid(format!(
+                "linux.namespaces: network is missing, which is the host's, where the agent's policy {name} cannot be held; add {{\"type\":\"network\"}}"
+            ))),
+        }
+    }
+
     /// What its containers may know.
     pub fn secrets(&self) -> &[SecretRef] {
         &self.asked_secrets
