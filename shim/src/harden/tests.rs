@@ -70,7 +70,10 @@ pub(super) fn policy(profile: Profile, kind: BackendKind) -> Policy {
 
 #[test]
 fn the_hosts_network_is_for_those_whom_the_operator_lets_have_it_and_never_strict() {
-    let all = |network: &str| json!({"linux": {"namespaces": ["mount", network, "ipc", "pid", "uts"].map(|kind| json!({"type": kind}))}});
+    let all = |network: &str| {
+        let kinds = ["mount", network, "ipc", "pid", "uts"].map(|kind| json!({"type": kind}));
+        json!({"linux": {"namespaces": kinds}})
+    };
     assert!(has_host_network(&all("cgroup")) && has_host_network(&json!({})) && !has_host_network(&all("network")));
     for (profile, host_network, allowed) in [
         (Profile::Default, false, false),
