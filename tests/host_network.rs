@@ -47,7 +47,7 @@ fn who_has_a_policy_is_not_let_into_a_network_where_it_cannot_be_held() {
     fs::write(node.path("creto/etc/policies.d/web-only.toml"), "rules = []\n").unwrap();
     let agent_is = format!("creto.dev/agent={}", agent.id);
     let said = node.run("c", &["--net-host", "--annotation", &agent_is], &["true"]);
-    assert!(said.status != 0 && said.stderr.contains("policy web-only cannot be held"), "{said:?}");
+    assert!(said.status != 0 && said.stderr.contains("a network policy cannot be held"), "{said:?}");
     node.ctr(&["container", "rm", "c"]);
     assert_eq!(node.run("d", &["--annotation", &agent_is], &["true"]).status, 0);
     node.assert_nothing_left();

@@ -38,11 +38,31 @@ pub async fn facts(name: &str, ran: &Ran, bundle: &Path, pid: i32, image: Image)
     Ok(Facts { config: Digest::of(&config), backend, hardening: hardening(&spec, limits(pid)), image })
 }
 
-/// What holds the sandbox's packets: so far, that it has no interface to send them by. Otherwise nothing is said.
-pub fn fence(pid: i32) -> Option<Fence> {
+/// How a sandbox can reach a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// It cannot: it has no interface but `lo`.
+    Sealed(Fence),
+    /// It has an interface, which needs a fence.
+    Wired,
+    /// It uses the host's own, which no fence can stand around.
+    Host,
+    /// Its process is gone.
+    Gone,
+}
+
+/// How the sandbox of a process can reach a network, as the kernel lists its interfaces.
+pub fn network(pid: i32) -> Network {
     let interfaces = interfaces::of(pid);
-    let sealed = !interfaces::are_ours(pid) && !interfaces.is_empty() && interfaces::is_sealed(&interfaces);
-    sealed.then(|| Fence { mechanism: "sealed".into(), digest: Digest::of(interfaces.join("\n").as_bytes()) })
+    match interfaces.is_empty() {
+        true => Network::Gone,
+        false if interfaces::are_ours(pid) => Network::Host,
+        false if interfaces::is_sealed(&interfaces) => {
+            let digest = Digest::of(interfaces.join("\n").as_bytes());
+            Network::Sealed(Fence { mechanism: "sealed".into(), digest })
+        }
+        false => Network::Wired,
+    }
 }
 
 /// What of the host a sandbox may use; nothing is said of one whose process is gone.

@@ -166,6 +166,9 @@ async fn clean(pod: &Pod, id: &str, bundle: &Path) {
     }
     if let Some(bound) = pod.bound() {
         bound.leave(id);
+        if pod.begins_with(id) {
+            bound.unfence().await;
+        }
     }
     let _ = fs::remove_dir_all(pod.bundle(id));
     mounts::unmount_all(&bundle.join("rootfs"));
@@ -192,8 +195,7 @@ async fn start_init(pod: &Arc<Pod>, key: &Key) -> Result<(), TaskError> {
     let saved = checkpoint(&bundle);
     let (hooks, pid) = pod.with(key, |p| (p.hooks.clone(), p.pid))?;
     if let Some(bound) = pod.bound().filter(|_| pod.begins_with(&key.id)) {
-        // ctr --cni and nerdctl wire the network between Create and Start.
-        bound.starts(pid)?;
+        bound.starts(pid).await?; // the first instruction runs behind the fence
     }
     pod.backend()?.start(&key.id, saved.exists().then_some(saved.as_path())).await?;
     let _ = fs::remove_dir_all(&saved); // most have none

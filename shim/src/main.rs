@@ -18,6 +18,7 @@ mod errand;
 mod error;
 mod events;
 mod exec;
+mod fence;
 mod harden;
 mod hooks;
 mod image;

@@ -1,0 +1,143 @@
+//! The fence: what holds a sandbox's packets to its policy, however it sends them. Look at its network (`netns`), make the
+//! rules (`ruleset`), install them in one transaction (`kernel`), read them back: that is what is attested.
+//! Not here: names (`worker`), which policy a sandbox has, and remembering fences over a restart (the kernel keeps the rules).
+
+use std::collections::BTreeSet;
+use std::io;
+
+use trust::digest::Digest;
+
+use super::kernel::{Entry, Kernel};
+use super::netns::Port;
+use super::nf_tables::{Change, Family};
+use super::ruleset::{self, MAPS, MAX_INTERFACES, Settings, Slot};
+use crate::policy::AddressRule;
+
+/// The fences of this network namespace: the one in which this was opened. One process at a time may have it.
+#[derive(Debug)]
+pub struct Fences {
+    kernel: Kernel,
+    settings: Settings,
+}
+
+/// Why there is no fence, or none that we know of.
+#[derive(Debug, thiserror::Error)]
+pub enum FenceError {
+    /// nf_tables refused.
+    #[error(
+        "cannot {doing} in nf_tables: root, CAP_NET_ADMIN and Linux 5.10 with nf_tables (inet, netdev, nat) are needed"
+    )]
+    Kernel {
+        /// What was to be done.
+        doing: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// More than the rules have room for.
+    #[error("{0} network interfaces in one sandbox: give it at most {MAX_INTERFACES}")]
+    TooManyInterfaces(usize),
+}
+
+fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> FenceError {
+    move |source| FenceError::Kernel { doing, source }
+}
+
+/// What an audit found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audit {
+    /// The rules are as they were.
+    Intact,
+    /// They are not: what they are now.
+    Tampered(Digest),
+}
+
+impl Fences {
+    /// Makes what all fences share; takes over the fences that an earlier process left.
+    pub fn open(settings: Settings) -> Result<Self, FenceError> {
+        let kernel = Kernel::open().map_err(failed("open a socket"))?;
+        kernel.commit(&ruleset::shared(&settings)).map_err(failed("make the tables"))?;
+        Ok(Self { kernel, settings })
+    }
+
+    /// Puts a fence around a sandbox, in place of what this slot had. Returns the digest of what then stands in the kernel.
+    pub fn attach(&self, slot: Slot, ports: &[Port], rules: &[AddressRule]) -> Result<Digest, FenceError> {
+        if ports.len() > MAX_INTERFACES {
+            return Err(FenceError::TooManyInterfaces(ports.len()));
+        }
+        let wanted = ruleset::elements(slot, ports.iter().map(|port| &port.interface));
+        let wanted: BTreeSet<_> = wanted.into_iter().map(|(map, key, _)| (map, key)).collect();
+        // An address may have been another sandbox's that is gone.
+        let stale = |entry: &Entry| {
+            Slot::of_chain(&entry.chain) == Some(slot) || wanted.contains(&(entry.map, entry.key.clone()))
+        };
+        let mut changes = self.take(stale)?;
+        changes.extend(ruleset::attach(&self.settings, slot, ports, rules));
+        self.kernel.commit(&changes).map_err(failed("install a fence"))?;
+        self.read_back(slot)
+    }
+
+    /// Gives a sandbox another policy. Flows that it does not permit end at once, in both directions; the others go on.
+    pub fn update(&self, slot: Slot, rules: &[AddressRule]) -> Result<Digest, FenceError> {
+        let changes = ruleset::update(&self.settings, slot, rules);
+        self.kernel.commit(&changes).map_err(failed("change a policy"))?;
+        self.read_back(slot)
+    }
+
+    /// Removes all that belongs to a slot; it makes no difference what of it is there.
+    pub fn detach(&self, slot: Slot) -> Result<(), FenceError> {
+        let mut changes = self.take(|entry| Slot::of_chain(&entry.chain) == Some(slot))?;
+        changes.extend(ruleset::detach(slot));
+        self.kernel.commit(&changes).map_err(failed("remove a fence"))
+    }
+
+    /// The slots that something is there of.
+    pub fn slots(&self) -> Result<BTreeSet<Slot>, FenceError> {
+        let mut slots = BTreeSet::new();
+        for family in [Family::Inet, Family::Netdev] {
+            let chains = self.kernel.chains(family).map_err(failed("list chains"))?;
+            slots.extend(chains.iter().filter_map(|name| Slot::of_chain(name)));
+        }
+        Ok(slots)
+    }
+
+    /// Whether a sandbox's rules, and those that all share, are still what they were when `was` was returned.
+    pub fn audit(&self, slot: Slot, was: Digest) -> Result<Audit, FenceError> {
+        let now = self.read_back(slot)?;
+        Ok(if now == was { Audit::Intact } else { Audit::Tampered(now) })
+    }
+
+    /// The digest of all that decides on a sandbox's packets: the shared chains, its own, and what leads to them.
+    pub fn read_back(&self, slot: Slot) -> Result<Digest, FenceError> {
+        let mut all = Vec::new();
+        let shared = ruleset::SHARED.map(|name| (Family::Inet, name.to_owned()));
+        for (family, name) in shared.into_iter().chain(slot.chains(MAX_INTERFACES)) {
+            let chain = self.kernel.chain(family, &name).map_err(failed("read a chain"))?;
+            let (there, bytes) = (chain.is_some(), chain.unwrap_or_default());
+            all.extend([u8::from(there)]);
+            all.extend((bytes.len() as u64).to_be_bytes());
+            all.extend(bytes);
+        }
+        let mut entries = self.entries()?;
+        entries.retain(|entry| Slot::of_chain(&entry.chain) == Some(slot));
+        entries.sort();
+        for Entry { map, key, chain } in entries {
+            all.extend(
+                format!("{map} {} {chain}\n", key.iter().map(|byte| format!("{byte:02x}")).collect::<String>()).bytes(),
+            );
+        }
+        Ok(Digest::of(&all))
+    }
+
+    fn take(&self, which: impl Fn(&Entry) -> bool) -> Result<Vec<Change>, FenceError> {
+        let entries = self.entries()?.into_iter().filter(which);
+        Ok(entries.map(|entry| Change::Take(entry.map, entry.key)).collect())
+    }
+
+    fn entries(&self) -> Result<Vec<Entry>, FenceError> {
+        let mut all = Vec::new();
+        for map in MAPS {
+            all.extend(self.kernel.entries(map).map_err(failed("read a map"))?);
+        }
+        Ok(all)
+    }
+}

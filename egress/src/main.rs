@@ -1,0 +1,2 @@
+//! creto-egress.
+fn main() {}
