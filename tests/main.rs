@@ -19,6 +19,7 @@ mod events;
 mod exit_codes;
 mod failed_create;
 mod hardening;
+mod host_network;
 mod identity;
 mod kata_habits;
 mod killed_shim;

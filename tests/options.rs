@@ -20,6 +20,7 @@ fn what_is_unknown_or_not_allowed_is_refused_by_name_and_leaves_nothing() {
     let node = Node::start();
     refused(&node, "a", &["--annotation", "creto.dev/backned=gvisor"], &["creto.dev/backned", "creto.dev/backend"]);
     refused(&node, "b", &["--annotation", "creto.dev/backend=runc"], &["runc", "allowed: gvisor, kata"]);
+    refused(&node, "d", &["--annotation", "dev.gvisor.flag.network=host"], &["dev.gvisor.flag.network", "omit it"]);
     refused(&node, "c", &["--annotation", "creto.dev/runsc-path=/bin/sh"], &["/bin/sh", "gvisor.runsc_dirs"]);
     refused(&node, "e", &["--runtime-config-path", "/nonexistent.toml"], &["/nonexistent.toml"]);
     fs::write(node.path("creto/etc/runtime.toml"), "bakend = \"gvisor\"").unwrap();

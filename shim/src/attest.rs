@@ -45,6 +45,8 @@ pub enum Network {
     Sealed(Fence),
     /// It has an interface, which needs a fence.
     Wired,
+    /// It uses the host's own, which no fence can stand around.
+    Host,
     /// Its process is gone.
     Gone,
 }
@@ -54,6 +56,7 @@ pub fn network(pid: i32) -> Network {
     let interfaces = interfaces::of(pid);
     match interfaces.is_empty() {
         true => Network::Gone,
+        false if interfaces::are_ours(pid) => Network::Host,
         false if interfaces::is_sealed(&interfaces) => {
             let digest = Digest::of(interfaces.join("\n").as_bytes());
             Network::Sealed(Fence { mechanism: "sealed".into(), digest })
@@ -79,6 +82,7 @@ fn hardening(spec: &Value, limits: Limits) -> Hardening {
     Hardening {
         capabilities,
         no_new_privileges: said.no_new_privileges,
+        host_network: harden::has_host_network(spec),
         seccomp: spec.pointer("/linux/seccomp").is_some_and(Value::is_object),
         masked_paths: said.masked_paths as u32,
         readonly_paths: said.readonly_paths as u32,
@@ -113,6 +117,7 @@ mod tests {
         let limits = Limits { pids: Some(7), ..Limits::default() };
         let got = hardening(&spec, limits.clone());
         assert_eq!((got.capabilities, got.no_new_privileges, got.seccomp), (vec!["CAP_KILL".to_owned()], true, true));
+        assert!(got.host_network, "no namespace is listed");
         assert_eq!((got.masked_paths, got.readonly_paths, got.limits), (1, 0, limits));
         assert_eq!(got.mounts, Mounts { readonly_root: true, total: 3, host: 2, host_writable: 1 });
     }

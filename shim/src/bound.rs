@@ -156,6 +156,21 @@ impl Bound {
         self.identity.agent()
     }
 
+    /// The host's network has no fence around it: whoever has a policy is not let into it.
+    pub fn may_share_network(&self) -> Result<(), TaskError> {
+        match &self.policy {
+            PolicyRef::Inline(policy) if *policy == json!({"rules": []}) => Ok(()),
+            _ => Err(TaskError::Invalid(
+                "linux.namespaces: network is missing, which is the host's, where a network policy cannot be held; add {\"type\":\"network\"}, or omit the policy".into(),
+            )),
+        }
+    }
+
+    /// The spec that was run asked for the host's network, and was let have it.
+    fn shares_network(&self) -> bool {
+        self.state().facts.as_ref().is_some_and(|(facts, _)| facts.hardening.host_network)
+    }
+
     /// What its containers may know.
     pub fn secrets(&self) -> &[SecretRef] {
         &self.asked_secrets
@@ -247,7 +262,8 @@ impl Bound {
     pub async fn starts(self: &Arc<Self>, pid: i32) -> Result<(), TaskError> {
         match attest::network(pid) {
             // ctr --cni and nerdctl wire the network between Create and Start.
-            Network::Wired => {
+            Network::Host if self.shares_network() => self.restate()?,
+            Network::Wired | Network::Host => {
                 let agent = self.agent().map(ToString::to_string);
                 let attestation = self.state().current.as_ref().map(|current| current.digest);
                 let fence = fence::attach(&self.place, pid, agent, self.policy.clone(), attestation).await?;
@@ -428,6 +444,7 @@ impl State {
     fn standing(&self, pid: i32) -> Option<predicate::Fence> {
         match attest::network(pid) {
             Network::Sealed(sealed) => Some(sealed),
+            Network::Host => None,
             Network::Wired | Network::Gone => self
                 .fence
                 .as_ref()

@@ -99,7 +99,11 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
 
     *step = "hardening";
     let hooks = Hooks::take(&mut spec, id, &theirs)?;
-    let mut spec = harden::harden(harden::real_sources(spec), asked.profile, kind)?;
+    let policy = Policy { profile: asked.profile, kind, host_network: settings.isolation.allow_host_network };
+    let mut spec = harden::harden(harden::real_sources(spec), policy)?;
+    if harden::has_host_network(&spec) {
+        bound.may_share_network()?;
+    }
 
     *step = "rootfs";
     let rootfs = theirs.join("rootfs");
@@ -129,8 +133,7 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
         bound.record(events);
         bound.keep_fresh();
     }
-    let policy = Some(Policy { profile: asked.profile, kind });
-    Ok(Process { pid, io, hooks: Arc::new(hooks), policy, ..Process::new(stdio, theirs) })
+    Ok(Process { pid, io, hooks: Arc::new(hooks), policy: Some(policy), ..Process::new(stdio, theirs) })
 }
 
 /// Where a checkpoint waits for Start.

@@ -7,6 +7,13 @@ pub fn of(pid: i32) -> Vec<String> {
     parse(&fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default())
 }
 
+/// Whether a process uses the host's own, which are never a sandbox's to be sealed in; also where that cannot be told.
+pub fn are_ours(pid: i32) -> bool {
+    let of = |who: &str| fs::read_link(format!("/proc/{who}/ns/net")).ok();
+    let (ours, theirs) = (of("self"), of(&pid.to_string()));
+    theirs.is_none() || ours == theirs
+}
+
 /// Whether a namespace with these interfaces reaches nothing but itself.
 pub fn is_sealed(interfaces: &[String]) -> bool {
     interfaces.iter().all(|name| name == "lo")
@@ -21,6 +28,11 @@ fn parse(table: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_shares_our_network_or_is_gone_is_in_no_other() {
+        assert!(are_ours(std::process::id() as i32) && are_ours(i32::MAX));
+    }
 
     #[test]
     fn a_table_of_the_kernels_is_read() {

@@ -19,6 +19,8 @@ use crate::secrets::SecretRef;
 use crate::settings::{DelegateSettings, GVISOR, Settings};
 
 const PREFIX: &str = "creto.dev/";
+/// runsc reads these as flags, mounts and file systems of the sandbox. containerd and Kubernetes set none.
+const RUNSC_PREFIX: &str = "dev.gvisor.";
 const AGENT: &str = "creto.dev/agent";
 const AGENT_TOKEN_FILE: &str = "creto.dev/agent-token-file";
 const BACKEND: &str = "creto.dev/backend";
@@ -81,7 +83,15 @@ impl SandboxRequest {
     pub fn parse(spec: &Value, settings: &Settings) -> Result<Self, TaskError> {
         let mut request = Self::default();
         let annotations = spec.get("annotations").and_then(Value::as_object).into_iter().flatten();
-        for (key, value) in annotations.filter(|(key, _)| key.starts_with(PREFIX)) {
+        for (key, value) in annotations {
+            if key.starts_with(RUNSC_PREFIX) {
+                let why =
+                    "runsc would take it for a setting of its own, which are the operator's (runtime.toml); omit it";
+                return Err(TaskError::Invalid(format!("annotation {key}: {why}")));
+            }
+            if !key.starts_with(PREFIX) {
+                continue;
+            }
             let value = value.as_str().unwrap_or_default();
             match key.as_str() {
                 BACKEND if settings.knows(value) => request.backend = Some(value.to_owned()),
@@ -265,6 +275,8 @@ mod tests {
             (NETWORK_POLICY, " {", "creto.dev/network-policy"),
             (RUNSC_PATH, "runsc", "absolute"),
             (RUNSC_PATH, "/bin/sh", "runsc_dirs"),
+            ("dev.gvisor.flag.debug", "true", "annotation dev.gvisor.flag.debug: "),
+            ("dev.gvisor.spec.mount.v.share", "shared", "omit it"),
         ] {
             let error = ask(key, value, &none).unwrap_err();
             assert!(error.contains(expected), "{key}={value}: {error}");

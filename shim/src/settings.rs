@@ -27,6 +27,8 @@ pub struct Settings {
     pub gvisor: GvisorSettings,
     /// The tables `[delegates.NAME]`: other shims, which make sandboxes in our name.
     pub delegates: BTreeMap<String, DelegateSettings>,
+    /// The table `[isolation]`.
+    pub isolation: IsolationSettings,
     /// The table `[identity]`.
     pub identity: IdentitySettings,
     /// The table `[attestation]`.
@@ -66,6 +68,14 @@ pub struct DelegateSettings {
     pub shim: PathBuf,
     /// Sent to it as ConfigPath of `runtimeoptions.v1.Options`.
     pub config_path: Option<PathBuf>,
+}
+
+/// The table `[isolation]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IsolationSettings {
+    /// Sandboxes that ask for the host's own network get it.
+    pub allow_host_network: bool,
 }
 
 /// The table `[identity]`.
@@ -201,8 +211,9 @@ pub struct SecretsSettings {
 
 impl Default for Settings {
     fn default() -> Self {
-        let (gvisor, delegates, identity, attestation, secrets) = Default::default();
-        let mut settings = Self { backend: GVISOR.into(), gvisor, delegates, identity, attestation, secrets };
+        let (gvisor, delegates, isolation, identity, attestation, secrets) = Default::default();
+        let mut settings =
+            Self { backend: GVISOR.into(), gvisor, delegates, isolation, identity, attestation, secrets };
         settings.know_kata();
         settings
     }
@@ -278,6 +289,7 @@ mod tests {
             ("[delegates.runc]\n", "shim"),
             ("[delegates.runc]\nshim = \"./bin/shim\"", "delegates.runc.shim"),
             ("[delegates.\"a b\"]\nshim = \"x\"", "delegates.a b"),
+            ("[isolation]\nallow_host_network = \"yes\"", "allow_host_network"),
             ("[identity]\nanonymous = \"maybe\"", "allow"),
             ("[identity]\ntrust_domain = \"Example.org\"", "trust domain"),
             ("[identity]\ntoken_lifetime = \"soon\"", "soon"),

@@ -36,6 +36,7 @@ fn observed() -> Observed {
         hardening: Hardening {
             capabilities: (0..14).map(|n| format!("CAP_NUMBER_{n:02}")).collect(),
             no_new_privileges: true,
+            host_network: false,
             seccomp: true,
             masked_paths: 12,
             readonly_paths: 6,

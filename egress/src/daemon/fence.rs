@@ -24,7 +24,9 @@ pub struct Fences {
 #[derive(Debug, thiserror::Error)]
 pub enum FenceError {
     /// nf_tables refused.
-    #[error("cannot {doing} in nf_tables: root, CAP_NET_ADMIN and Linux 5.10 with nf_tables (inet, netdev, nat) are needed")]
+    #[error(
+        "cannot {doing} in nf_tables: root, CAP_NET_ADMIN and Linux 5.10 with nf_tables (inet, netdev, nat) are needed"
+    )]
     Kernel {
         /// What was to be done.
         doing: &'static str,
@@ -65,7 +67,9 @@ impl Fences {
         let wanted = ruleset::elements(slot, ports.iter().map(|port| &port.interface));
         let wanted: BTreeSet<_> = wanted.into_iter().map(|(map, key, _)| (map, key)).collect();
         // An address may have been another sandbox's that is gone.
-        let stale = |entry: &Entry| Slot::of_chain(&entry.chain) == Some(slot) || wanted.contains(&(entry.map, entry.key.clone()));
+        let stale = |entry: &Entry| {
+            Slot::of_chain(&entry.chain) == Some(slot) || wanted.contains(&(entry.map, entry.key.clone()))
+        };
         let mut changes = self.take(stale)?;
         changes.extend(ruleset::attach(&self.settings, slot, ports, rules));
         self.kernel.commit(&changes).map_err(failed("install a fence"))?;
@@ -117,7 +121,9 @@ impl Fences {
         entries.retain(|entry| Slot::of_chain(&entry.chain) == Some(slot));
         entries.sort();
         for Entry { map, key, chain } in entries {
-            all.extend(format!("{map} {} {chain}\n", key.iter().map(|byte| format!("{byte:02x}")).collect::<String>()).bytes());
+            all.extend(
+                format!("{map} {} {chain}\n", key.iter().map(|byte| format!("{byte:02x}")).collect::<String>()).bytes(),
+            );
         }
         Ok(Digest::of(&all))
     }

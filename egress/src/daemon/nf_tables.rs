@@ -247,9 +247,7 @@ impl Change {
                 let element = [nest(1, &bytes(1, key)), nest(2, &verdict.encode())].concat();
                 new(kind::NEW_ELEMENT, Family::Inet, of_map(map, &element))
             }
-            Self::Take(map, key) => {
-                message(kind::DEL_ELEMENT, 0, Family::Inet, of_map(map, &nest(1, &bytes(1, key))))
-            }
+            Self::Take(map, key) => message(kind::DEL_ELEMENT, 0, Family::Inet, of_map(map, &nest(1, &bytes(1, key)))),
         }
     }
 }

@@ -115,9 +115,7 @@ pub fn shared(settings: &Settings) -> Vec<Change> {
     const MARK_TYPE: u32 = 19; // nft(8)'s numbers: how it prints the keys
     const IPV4_TYPE: u32 = 7;
     const IPV6_TYPE: u32 = 8;
-    let hook = |kind, number, priority| {
-        Some(Hook { kind, number, priority, device: None, accept: true })
-    };
+    let hook = |kind, number, priority| Some(Hook { kind, number, priority, device: None, accept: true });
     let hooks = [
         ("prerouting", hook("nat", 0, -110)), // before others' DNAT (-100)
         ("forward", hook("filter", 2, -10)),
@@ -179,9 +177,8 @@ fn forward() -> Vec<Rule> {
 
 /// From a sandbox to the host itself.
 fn to_host(settings: &Settings) -> Vec<Rule> {
-    let ours = |protocol, port| {
-        join([l4(protocol), dport(port), ct_bits(ct::STATUS, ct::DST_NAT), then(Verdict::Accept)])
-    };
+    let ours =
+        |protocol, port| join([l4(protocol), dport(port), ct_bits(ct::STATUS, ct::DST_NAT), then(Verdict::Accept)]);
     let mut rules = vec![
         join([ct_bits(ct::STATE, ct::INVALID), then(Verdict::Drop)]),
         ours(UDP, settings.dns_port),
@@ -218,11 +215,7 @@ fn icmp(protocol: u8, request: u8, reply: u8, errors: &[u8]) -> Vec<Rule> {
 }
 
 fn refuse() -> Vec<Rule> {
-    vec![
-        join([l4(TCP), vec![Step::Reset]]),
-        vec![Step::Limit(ICMP_REFUSALS), Step::Prohibit],
-        then(Verdict::Drop),
-    ]
+    vec![join([l4(TCP), vec![Step::Reset]]), vec![Step::Limit(ICMP_REFUSALS), Step::Prohibit], then(Verdict::Drop)]
 }
 
 /// Puts a fence around a sandbox, in place of what stands there.
@@ -282,7 +275,11 @@ fn remove_devices(slot: Slot) -> Vec<Change> {
     let chains = (0..MAX_INTERFACES).map(|index| slot.device(index));
     let remove = |name: String| {
         let family = Family::Netdev;
-        [Change::Chain(family, name.clone(), None), Change::Flush(family, name.clone()), Change::DropChain(family, name)]
+        [
+            Change::Chain(family, name.clone(), None),
+            Change::Flush(family, name.clone()),
+            Change::DropChain(family, name),
+        ]
     };
     chains.flat_map(remove).collect()
 }
@@ -482,7 +479,8 @@ fn dport(port: u16) -> Rule {
 
 fn synthetic() -> Rule {
     let (network, mask) = SYNTHETIC;
-    let address = vec![Step::Load(Load::Bytes(Header::Network, 16, 4)), Step::And(mask.into()), Step::Is(network.into())];
+    let address =
+        vec![Step::Load(Load::Bytes(Header::Network, 16, 4)), Step::And(mask.into()), Step::Is(network.into())];
     join([family(2), address])
 }
 

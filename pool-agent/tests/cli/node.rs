@@ -103,6 +103,7 @@ impl Node {
             hardening: Hardening {
                 capabilities: Vec::new(),
                 no_new_privileges: true,
+                host_network: false,
                 seccomp: false,
                 masked_paths: 9,
                 readonly_paths: 5,

@@ -27,12 +27,19 @@ pub fn private_namespaces(spec: &mut Value, policy: Policy) -> Result<(), TaskEr
     }
     // gVisor keeps a process table of its own, whatever the spec says, and programs ask for the host's to no avail: a
     // refusal would help nobody. Its host's name is as harmless anywhere.
+    let network = policy.is_strict() || !policy.host_network;
     let pid = policy.is_strict() || policy.kind == BackendKind::HostKernel;
-    for (kind, needed) in [("mount", true), ("network", true), ("ipc", true), ("pid", pid), ("uts", policy.is_strict())]
+    for (kind, needed) in
+        [("mount", true), ("network", network), ("ipc", true), ("pid", pid), ("uts", policy.is_strict())]
     {
         if needed && !listed.iter().any(|listed| listed == kind) {
-            let why =
-                format!("{kind} is missing, which is the host's: no sandbox has that; add {{\"type\":\"{kind}\"}}");
+            let allowed = match kind {
+                "network" => " (or isolation.allow_host_network of runtime.toml, without the profile strict)",
+                _ => "",
+            };
+            let why = format!(
+                "{kind} is missing, which is the host's: no sandbox has that; add {{\"type\":\"{kind}\"}}{allowed}"
+            );
             return Err(refuse(FIELD, why));
         }
     }

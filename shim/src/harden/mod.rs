@@ -73,6 +73,8 @@ pub struct Policy {
     pub profile: Profile,
     /// From a workload of what.
     pub kind: BackendKind,
+    /// The operator lets workloads have the host's own network.
+    pub host_network: bool,
 }
 
 impl Policy {
@@ -108,11 +110,17 @@ const RULES: [Rule; 11] = [
 ];
 
 /// The spec that a backend gets: never more than `spec` asks for, or an error that names a field and the fix. Idempotent.
-pub fn harden(mut spec: Value, profile: Profile, kind: BackendKind) -> Result<Value, TaskError> {
+pub fn harden(mut spec: Value, policy: Policy) -> Result<Value, TaskError> {
     for rule in PROCESS_RULES.into_iter().chain(RULES) {
-        rule(&mut spec, Policy { profile, kind })?;
+        rule(&mut spec, policy)?;
     }
     Ok(spec)
+}
+
+/// Whether a spec asks for the host's own network: it lists none to make or to join.
+pub fn has_host_network(spec: &Value) -> bool {
+    let namespaces = spec.pointer("/linux/namespaces").and_then(Value::as_array);
+    !namespaces.into_iter().flatten().any(|namespace| namespace["type"] == "network")
 }
 
 /// The same for `process` alone: an exec brings what containerd once made of the image, and gets no more than its container.

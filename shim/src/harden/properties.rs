@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::given::given;
+use super::tests::policy;
 use super::tests::{KINDS, PROFILES, private};
 use super::*;
 
@@ -132,9 +133,9 @@ fn any_spec() -> impl Strategy<Value = Value> {
 
 fn is_never_more_and_stays(spec: &Value, profile: Profile, kind: BackendKind) -> Result<bool, TestCaseError> {
     let _ = summary(spec);
-    let Ok(once) = harden(spec.clone(), profile, kind) else { return Ok(false) };
+    let Ok(once) = harden(spec.clone(), policy(profile, kind)) else { return Ok(false) };
     prop_assert!(given(&once).is_subset(&given(spec)), "{profile:?} {kind:?}: {once}");
-    let twice = harden(once.clone(), profile, kind);
+    let twice = harden(once.clone(), policy(profile, kind));
     prop_assert!(twice.as_ref().is_ok_and(|twice| *twice == once), "{profile:?} {kind:?}: {once} becomes {twice:?}");
     Ok(true)
 }

@@ -27,7 +27,7 @@ pub fn spec_with(pointer: &str, value: Value) -> Value {
 
 /// What comes out at the pointer, or the refusal.
 fn hardened(pointer: &str, value: &Value, profile: Profile, kind: BackendKind) -> Result<Value, String> {
-    let spec = harden(spec_with(pointer, value.clone()), profile, kind).map_err(|e| e.to_string())?;
+    let spec = harden(spec_with(pointer, value.clone()), policy(profile, kind)).map_err(|e| e.to_string())?;
     Ok(spec.pointer(pointer).cloned().unwrap_or_default())
 }
 
@@ -61,6 +61,38 @@ fn anywhere<'a>(default: Result<Value, &'a str>, strict: Result<Value, &'a str>)
 
 fn same(value: &Value) -> [Result<Value, &'static str>; 6] {
     anywhere(Ok(value.clone()), Ok(value.clone()))
+}
+
+/// As an operator has it who has set nothing.
+pub(super) fn policy(profile: Profile, kind: BackendKind) -> Policy {
+    Policy { profile, kind, host_network: false }
+}
+
+#[test]
+fn the_hosts_network_is_for_those_whom_the_operator_lets_have_it_and_never_strict() {
+    let all = |network: &str| {
+        let kinds = ["mount", network, "ipc", "pid", "uts"].map(|kind| json!({"type": kind}));
+        json!({"linux": {"namespaces": kinds}})
+    };
+    assert!(has_host_network(&all("cgroup")) && has_host_network(&json!({})) && !has_host_network(&all("network")));
+    for (profile, host_network, allowed) in [
+        (Profile::Default, false, false),
+        (Profile::Default, true, true),
+        (Profile::Strict, false, false),
+        (Profile::Strict, true, false),
+    ] {
+        for kind in [BackendKind::Gvisor, BackendKind::Machine, BackendKind::HostKernel] {
+            let harden = |spec| harden(spec, Policy { profile, kind, host_network }).map_err(|e| e.to_string());
+            match harden(all("cgroup")) {
+                Ok(hardened) => assert!(allowed && has_host_network(&hardened)),
+                Err(error) => assert!(!allowed && error.contains("isolation.allow_host_network"), "{error}"),
+            }
+            // Not by a path, which may be another's.
+            let mut joined = all("network");
+            joined["linux"]["namespaces"][1]["path"] = json!("/proc/1/ns/net");
+            assert!(harden(joined).is_err());
+        }
+    }
 }
 
 #[test]
@@ -264,7 +296,7 @@ fn a_joined_namespace_is_not_the_hosts_and_under_strict_the_pods() {
     ]);
     let mut member = spec_with(at, pid.clone());
     member["annotations"] = json!({"io.kubernetes.cri.container-type": "container"});
-    assert_eq!(harden(member, Profile::Strict, HostKernel).unwrap()["linux"]["namespaces"], pid);
+    assert_eq!(harden(member, policy(Profile::Strict, HostKernel)).unwrap()["linux"]["namespaces"], pid);
 }
 
 #[test]
@@ -290,7 +322,7 @@ fn leave_for_all_devices_is_refused_on_the_hosts_kernel() {
         let policies = PROFILES.into_iter().flat_map(|profile| KINDS.map(|kind| (profile, kind)));
         for ((profile, kind), refused) in policies.zip(expected) {
             let spec = spec_with("/linux/resources", json!({"devices": [rule]}));
-            let got = harden(spec, profile, kind).map(|spec| spec.pointer(at).cloned());
+            let got = harden(spec, policy(profile, kind)).map(|spec| spec.pointer(at).cloned());
             match got {
                 Ok(kept) => assert!(!refused && kept == Some(json!([rule])), "{rule} {profile:?} {kind:?}: {kept:?}"),
                 Err(e) => assert!(refused && e.to_string().starts_with("linux.resources.devices"), "{rule}: {e}"),
@@ -327,7 +359,7 @@ fn masked_and_read_only_paths_are_there_where_the_kernel_is_the_hosts() {
     }
     let mut unmasked = spec_with("/linux/maskedPaths", json!([]));
     unmasked["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
-    let kept = harden(unmasked, Profile::Default, HostKernel).unwrap();
+    let kept = harden(unmasked, policy(Profile::Default, HostKernel)).unwrap();
     assert_eq!((&kept["linux"]["maskedPaths"], kept["linux"].get("readonlyPaths")), (&json!([]), None));
 }
 
@@ -386,7 +418,7 @@ fn system_calls_are_few_under_strict_on_the_hosts_kernel_where_the_spec_says_not
 #[test]
 fn an_exec_gets_no_more_than_its_container() {
     let asked = json!({"args": ["id"], "capabilities": {"effective": ["CAP_SYS_ADMIN", "CAP_NET_BIND_SERVICE"]}});
-    let harden = |profile| harden_process(asked.clone(), Policy { profile, kind: BackendKind::Gvisor }).unwrap();
+    let harden = |profile| harden_process(asked.clone(), policy(profile, BackendKind::Gvisor)).unwrap();
     assert_eq!(harden(Profile::Default)["capabilities"], asked["capabilities"]);
     let strict = harden(Profile::Strict);
     assert_eq!(strict["capabilities"], json!({"effective": ["CAP_NET_BIND_SERVICE"]}));

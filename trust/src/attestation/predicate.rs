@@ -116,6 +116,8 @@ pub struct Hardening {
     pub capabilities: Vec<String>,
     /// `process.noNewPrivileges` of the same.
     pub no_new_privileges: bool,
+    /// Whether `linux.namespaces` of the same lists no network: it has the host's own.
+    pub host_network: bool,
     /// Whether the backend was given `linux.seccomp` to enforce.
     pub seccomp: bool,
     /// How many `linux.maskedPaths` the same has.

@@ -39,6 +39,7 @@ fn observed() -> Observed {
         hardening: Hardening {
             capabilities: capabilities.split(' ').map(|name| format!("CAP_{name}")).collect(),
             no_new_privileges: true,
+            host_network: false,
             seccomp: true,
             masked_paths: 12,
             readonly_paths: 6,

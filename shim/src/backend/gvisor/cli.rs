@@ -28,6 +28,8 @@ pub enum Network {
     Sandbox,
     /// Loopback alone.
     Loopback,
+    /// None of its own: its sockets are the host's.
+    Host,
 }
 
 impl Network {
@@ -35,6 +37,7 @@ impl Network {
         match self {
             Self::Sandbox => &[],
             Self::Loopback => &["--network=none"],
+            Self::Host => &["--network=host"],
         }
     }
 }
@@ -103,10 +106,13 @@ impl Runsc {
         stdio: Option<[OwnedFd; 3]>,
         console_socket: Option<&Path>,
         systemd_cgroup: bool,
+        network: Network,
     ) -> Result<i32, TaskError> {
         let pid_file = bundle.join("pid");
-        let flags: &[&str] = if systemd_cgroup { &["--systemd-cgroup"] } else { &[] };
-        let mut command = self.command_with(flags, "create");
+        let cgroup: &[&str] = if systemd_cgroup { &["--systemd-cgroup"] } else { &[] };
+        // What else there will be, only its start finds.
+        let network = if network == Network::Host { network.flags() } else { &[] };
+        let mut command = self.command_with(&[cgroup, network].concat(), "create");
         command.arg("--bundle").arg(bundle).arg("--pid-file").arg(&pid_file);
         if let Some(socket) = console_socket {
             command.arg("--console-socket").arg(socket);

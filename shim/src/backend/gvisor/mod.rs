@@ -30,7 +30,7 @@ use crate::exec::ExecProcess;
 use crate::stdio::{self, ConsoleSocket};
 use crate::task::{Exit, KILLED, Phase};
 use crate::tasks::Key;
-use crate::{bundle, interfaces, paths, reaper, settings};
+use crate::{bundle, harden, interfaces, paths, reaper, settings};
 
 use calls::{Calls, Running, Target};
 use cli::{Network, Runsc};
@@ -44,6 +44,7 @@ pub struct Gvisor {
     calls: Arc<Calls>,
     /// The sandbox's process on the host.
     pid: OnceLock<i32>,
+    host_network: OnceLock<bool>,
     measured: OnceLock<Measured>,
     members: Members,
     execs: Mutex<HashMap<Key, Running>>,
@@ -71,8 +72,8 @@ impl Gvisor {
         of_the_pod.choose(runsc).map_err(doing)?;
         let root_id = paths::runsc_id(&place.group);
         let calls = Arc::new(Calls::new(of_the_pod.clone(), &root_id, control));
-        let (pid, measured, members, execs) = Default::default();
-        Ok(Self { place, root_id, runsc: of_the_pod, calls, pid, measured, members, execs })
+        let (pid, host_network, measured, members, execs) = Default::default();
+        Ok(Self { place, root_id, runsc: of_the_pod, calls, pid, host_network, measured, members, execs })
     }
 
     /// Whether the sandbox lives and dies with this container.
@@ -94,8 +95,8 @@ impl Gvisor {
         let (id, request) = (new.id, new.stdio);
         let opening = |e| TaskError::host("opening stdio", e);
         let create = |stdio: Option<[OwnedFd; 3]>, console: Option<std::path::PathBuf>| async move {
-            let (bundle, systemd) = (new.bundle, new.options.systemd_cgroup);
-            self.runsc.create(bundle, &paths::runsc_id(id), stdio, console.as_deref(), systemd).await
+            let (bundle, systemd, id) = (new.bundle, new.options.systemd_cgroup, paths::runsc_id(id));
+            self.runsc.create(bundle, &id, stdio, console.as_deref(), systemd, self.network()).await
         };
         if request.terminal {
             let terminal = stdio::open_terminal(request, &self.place.namespace, id).await.map_err(opening)?;
@@ -136,6 +137,9 @@ impl Gvisor {
     /// Where there is no interface but a loopback, there is nothing to copy, and runsc would copy not even a loopback that
     /// nobody brought up.
     fn network(&self) -> Network {
+        if self.host_network.get() == Some(&true) {
+            return Network::Host;
+        }
         match self.pid.get().is_some_and(|pid| interfaces::is_sealed(&interfaces::of(*pid))) {
             true => Network::Loopback,
             false => Network::Sandbox,
@@ -151,6 +155,7 @@ impl Backend for Gvisor {
             spec::restore_args(&mut new.spec, checkpoint)?;
         }
         bundle::write(&new.spec, new.bundle)?;
+        self.host_network.get_or_init(|| harden::has_host_network(&new.spec)); // the sandbox's, by its first container
         if !self.is_root(new.id) {
             self.members.add(new.id);
         }
