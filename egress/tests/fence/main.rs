@@ -1,0 +1,264 @@
+//! The fence holds, with real packets. Needs root, ip(8), nft(8), python3. Every test is a node in namespaces of its own.
+
+mod lab;
+
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Instant;
+
+use egress::daemon::fence::Audit;
+use egress::daemon::netns::{self, NetnsError, Network};
+use egress::daemon::ruleset::Slot;
+use egress::policy::{Action, AddressRule, PortRange, Protocol};
+use lab::{Lab, PATIENCE, Reached, ask, fences, run};
+use socket2::SockRef;
+
+fn rule(net: &str, ports: &[PortRange], protocol: Option<Protocol>, action: Action) -> AddressRule {
+    AddressRule { rule: net.into(), net: net.parse().unwrap(), ports: ports.to_vec(), protocol, action }
+}
+
+fn allow(net: &str) -> AddressRule {
+    rule(net, &[], None, Action::Allow)
+}
+
+fn slot(number: u16) -> Slot {
+    Slot::new(number).unwrap()
+}
+
+fn yes(address: &str) -> Reached {
+    Reached::Yes(address.parse().unwrap())
+}
+
+#[test]
+fn a_sandbox_reaches_what_its_policy_allows_and_nothing_else() {
+    for bridge_netfilter in [false, true] {
+        std::thread::spawn(move || reach(bridge_netfilter)).join().unwrap(); // a node each
+    }
+}
+
+fn reach(bridge_netfilter: bool) {
+    let mut lab = Lab::new(bridge_netfilter);
+    let (a, b, c) = (lab.bridged("a", 2), lab.bridged("b", 3), lab.ptp("c", 99));
+    for address in ["0.0.0.0:80", "0.0.0.0:8443", "0.0.0.0:9999", "[2001:db8::2]:80"] {
+        lab.serve(address);
+    }
+    for address in ["10.88.0.1:22", "[fd00:88::1]:22", "10.99.0.1:22", "203.0.113.1:22"] {
+        let listener = TcpListener::bind(address).unwrap();
+        std::thread::spawn(move || lab::answer(&listener));
+    }
+    let listener = lab.within("b", || TcpListener::bind("[::]:80").unwrap());
+    std::thread::spawn(move || lab::answer(&listener));
+    assert_eq!(lab.tcp("a", "203.0.113.2:80"), yes("10.88.0.2"), "the lab itself works");
+    assert_eq!(lab.tcp("a", "10.88.0.3:80"), yes("10.88.0.2"), "the lab itself works");
+    let fences = fences();
+    let rules = [
+        rule("203.0.113.4/32", &[], None, Action::Deny),
+        rule("203.0.113.2/32", &[80..=80, 8000..=8999], Some(Protocol::Tcp), Action::Allow),
+        rule("203.0.113.3/32", &[9999..=9999], Some(Protocol::Udp), Action::Allow),
+        allow("2001:db8::/64"),
+        allow("10.0.0.0/8"), // even so: no other sandbox, no host service
+    ];
+    fences.attach(slot(1), &a, &rules).unwrap();
+    fences.attach(slot(2), &b, &[]).unwrap();
+    fences.attach(slot(0x3fff), &c, &rules).unwrap();
+    for (who, own4, own6) in [("a", "10.88.0.2", "fd00:88::2"), ("c", "10.99.0.99", "fd00:99::99")] {
+        let tcp = |to, expected| {
+            let begun = Instant::now();
+            assert_eq!(lab.tcp(who, to), expected, "{who}: TCP {to}, {bridge_netfilter}");
+            assert!(begun.elapsed() < PATIENCE);
+        };
+        tcp("203.0.113.2:80", yes(own4));
+        tcp("203.0.113.2:8443", yes(own4));
+        tcp("203.0.113.2:9999", Reached::Refused);
+        tcp("203.0.113.3:80", Reached::Refused);
+        tcp("203.0.113.4:80", Reached::Refused);
+        tcp("192.0.2.1:80", Reached::Refused);
+        tcp("[2001:db8::2]:80", yes(own6));
+        tcp("[2001:db9::2]:80", Reached::Refused);
+        tcp("10.88.0.1:22", Reached::Refused);
+        tcp("[fd00:88::1]:22", Reached::Refused);
+        tcp("10.99.0.1:22", Reached::Refused);
+        tcp("203.0.113.1:22", Reached::Refused);
+        assert_eq!(lab.udp(who, "203.0.113.3:9999"), yes(own4), "{who}");
+        assert_eq!(lab.udp(who, "203.0.113.2:9999"), Reached::Refused, "{who}");
+        assert_eq!(lab.udp(who, "198.18.0.1:443"), Reached::Refused, "{who}");
+        assert_ne!(lab.udp(who, "10.88.0.1:9999"), yes(own4), "{who}");
+    }
+    // On the bridge a neighbour's address is not even asked for; by the routed path it is refused.
+    assert!(!matches!(lab.tcp("a", "10.88.0.3:80"), Reached::Yes(_)));
+    assert_eq!(lab.tcp("c", "10.88.0.3:80"), Reached::Refused);
+    assert_eq!(lab.tcp("c", "[fd00:88::3]:80"), Reached::Refused);
+    // Nobody connects in, but the host.
+    let inward = |to: &'static str| lab.tcp("internet", to);
+    assert_eq!(inward("10.88.0.3:80"), Reached::Silence);
+    assert_eq!(inward("[fd00:88::3]:80"), Reached::Silence);
+    assert_eq!(ask(TcpStream::connect("10.88.0.3:80").unwrap()).unwrap(), yes("10.88.0.1"));
+}
+
+#[test]
+fn names_and_what_wants_a_decision_come_to_us_with_the_sandboxs_address() {
+    for bridge_netfilter in [false, true] {
+        std::thread::spawn(move || redirects(bridge_netfilter)).join().unwrap();
+    }
+}
+
+fn redirects(bridge_netfilter: bool) {
+    let mut lab = Lab::new(bridge_netfilter);
+    let (a, c) = (lab.bridged("a", 2), lab.ptp("c", 99));
+    let gate = TcpListener::bind("[::]:5301").unwrap();
+    let dns_tcp = TcpListener::bind("[::]:5300").unwrap();
+    let dns_udp = UdpSocket::bind("[::]:5300").unwrap();
+    dns_udp.set_read_timeout(Some(PATIENCE)).unwrap();
+    let fences = fences();
+    let rules = [
+        rule("203.0.113.3/32", &[], None, Action::Allow),
+        rule("203.0.113.0/24", &[443..=443], None, Action::RequireAuthz),
+        rule("2001:db8::/64", &[443..=443], None, Action::RequireAuthz),
+    ];
+    fences.attach(slot(7), &a, &rules).unwrap();
+    fences.attach(slot(8), &c, &rules).unwrap();
+    for (who, own4, own6) in [("a", "10.88.0.2", "fd00:88::2"), ("c", "10.99.0.99", "fd00:99::99")] {
+        let arrives = |listener: &TcpListener, to: &str, own: &str| {
+            let to = to.parse().unwrap();
+            let client = lab.within(who, || TcpStream::connect_timeout(&to, PATIENCE).unwrap());
+            let (stream, from) = listener.accept().unwrap();
+            assert_eq!(from.ip().to_canonical(), own.parse::<IpAddr>().unwrap());
+            drop(client);
+            stream
+        };
+        for to in ["198.18.3.4:443", "198.19.255.255:1", "203.0.113.2:443"] {
+            let stream = arrives(&gate, to, own4);
+            let original = SockRef::from(&stream).original_dst_v4().unwrap();
+            assert_eq!(original.as_socket().unwrap().to_string(), to);
+        }
+        let stream = arrives(&gate, "[2001:db8::2]:443", own6);
+        let original = SockRef::from(&stream).original_dst_v6().unwrap();
+        assert_eq!(original.as_socket().unwrap().to_string(), "[2001:db8::2]:443");
+        arrives(&dns_tcp, "203.0.113.2:53", own4);
+        arrives(&dns_tcp, "[2001:db8::2]:53", own6);
+        for (server, own) in [("192.0.2.53:53", own4), ("[2001:db8::53]:53", own6)] {
+            lab.within(who, || {
+                let socket = UdpSocket::bind("[::]:0").unwrap();
+                let server = server.parse::<std::net::SocketAddr>().unwrap();
+                let socket = if server.is_ipv4() { UdpSocket::bind("0.0.0.0:0").unwrap() } else { socket };
+                socket.connect(server).unwrap();
+                socket.send(b"question").unwrap();
+                let (_, from) = dns_udp.recv_from(&mut [0; 64]).unwrap();
+                assert_eq!(from.ip().to_canonical(), own.parse::<IpAddr>().unwrap());
+                dns_udp.send_to(b"answer", from).unwrap();
+                socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                assert_eq!(socket.recv(&mut [0; 64]).unwrap(), 6);
+            });
+        }
+        // Asked for directly, our own ports are closed like any other of the host's; a decision on UDP is never asked for.
+        assert_eq!(lab.tcp(who, "10.88.0.1:5301"), Reached::Refused);
+        assert_eq!(lab.tcp(who, "10.88.0.1:5300"), Reached::Refused);
+        assert_eq!(lab.udp(who, "203.0.113.2:443"), Reached::Refused);
+    }
+}
+
+#[test]
+fn another_policy_cuts_the_flows_that_it_does_not_permit_both_ways_and_no_others() {
+    let mut lab = Lab::new(true);
+    let a = lab.bridged("a", 2);
+    run("nft add table ip nat");
+    run("nft add chain ip nat post { type nat hook postrouting priority 100 ; }");
+    run("nft add rule ip nat post ip saddr 10.88.0.0/16 oifname up0 masquerade");
+    let fences = fences();
+    fences.attach(slot(1), &a, &[allow("203.0.113.2/32"), allow("203.0.113.3/32")]).unwrap();
+    let listener = lab.within("internet", || TcpListener::bind("0.0.0.0:80").unwrap());
+    let connect = |to: &str| {
+        let to = to.parse().unwrap();
+        let client = lab.within("a", || TcpStream::connect_timeout(&to, PATIENCE).unwrap());
+        let (server, from) = listener.accept().unwrap();
+        assert_eq!(from.ip(), "203.0.113.1".parse::<IpAddr>().unwrap(), "behind the node's address");
+        for end in [&client, &server] {
+            end.set_read_timeout(Some(PATIENCE)).unwrap();
+        }
+        (client, server)
+    };
+    let (cut, also_cut, kept) = (connect("203.0.113.2:80"), connect("203.0.113.2:80"), connect("203.0.113.3:80"));
+    fences.update(slot(1), &[allow("203.0.113.3/32")]).unwrap();
+    use std::io::{Read, Write};
+    let through = |(mut from, mut to): (&TcpStream, &TcpStream)| {
+        from.write_all(b"x").unwrap();
+        to.read_exact(&mut [0]).unwrap();
+    };
+    through((&kept.0, &kept.1));
+    through((&kept.1, &kept.0));
+    // Who sends is reset at once: the sandbox …
+    (&cut.0).write_all(b"x").unwrap();
+    assert!((&cut.0).read(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset));
+    // … and the other end.
+    (&also_cut.1).write_all(b"x").unwrap();
+    assert!((&also_cut.1).read(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset));
+    assert_eq!(lab.tcp("a", "203.0.113.2:80"), Reached::Refused);
+}
+
+#[test]
+fn tampering_is_found_attaching_again_mends_it_and_detaching_leaves_nothing() {
+    let mut lab = Lab::new(true);
+    let (a, b) = (lab.bridged("a", 2), lab.bridged("b", 3));
+    let first = fences();
+    let before = run("nft list ruleset");
+    let digest = first.attach(slot(1), &a, &[allow("203.0.113.2/32")]).unwrap();
+    let other = first.attach(slot(2), &b, &[]).unwrap();
+    lab.serve("0.0.0.0:80");
+    assert_eq!(lab.tcp("a", "203.0.113.2:80"), yes("10.88.0.2"), "packets are counted, and counts are no tampering");
+    assert_eq!(lab.tcp("a", "203.0.113.9:80"), Reached::Refused);
+    drop(first);
+    let fences = fences(); // a restart
+    assert_eq!(fences.audit(slot(1), digest).unwrap(), Audit::Intact);
+    for (tampering, both) in [
+        ("nft insert rule inet creto s1-policy accept", false),
+        ("nft flush chain inet creto s1", false),
+        ("nft flush chain netdev creto s1-dev0", false),
+        ("nft delete chain netdev creto s1-dev0", false),
+        ("nft flush map inet creto receivers4", true),
+        ("nft insert rule inet creto forward accept", true),
+        ("nft add chain netdev creto s1-dev0 { policy accept ; }", false),
+        ("nft add table inet creto { flags dormant ; }", true),
+    ] {
+        run(tampering);
+        assert!(matches!(fences.audit(slot(1), digest).unwrap(), Audit::Tampered(_)), "{tampering}");
+        assert_eq!(fences.audit(slot(2), other).unwrap() != Audit::Intact, both, "{tampering}");
+        let fences = lab::fences();
+        fences.attach(slot(2), &b, &[]).unwrap();
+        assert_eq!(fences.attach(slot(1), &a, &[allow("203.0.113.2/32")]).unwrap(), digest, "{tampering}");
+    }
+    assert_eq!(fences.slots().unwrap().len(), 2);
+    for number in [1, 2, 3] {
+        fences.detach(slot(number)).unwrap(); // 3 was never there
+    }
+    assert_eq!(run("nft list ruleset"), before);
+    assert_eq!(lab.tcp("a", "203.0.113.9:80"), Reached::Silence, "as before");
+}
+
+#[test]
+fn only_veth_pairs_into_our_namespace_can_be_fenced() {
+    let lab = {
+        let mut lab = Lab::new(false);
+        lab.bridged("a", 2);
+        lab
+    };
+    let name = lab.name("a");
+    let refused = || match netns::look(lab.file("a")) {
+        Err(NetnsError::NotFenceable { name, .. }) => name,
+        other => panic!("{other:?}"),
+    };
+    run("ip link add m0 link up0 type macvlan mode bridge");
+    run(&format!("ip link set m0 netns {name}"));
+    assert_eq!(refused(), "m0");
+    run(&format!("ip -n {name} link del m0"));
+    run(&format!("ip -n {name} tuntap add t0 mode tun"));
+    assert_eq!(refused(), "t0");
+    run(&format!("ip -n {name} link del t0"));
+    // Into a third namespace, where the index of an interface may well be one that we have, too.
+    run(&format!("ip link add v0 netns {name} type veth peer name v0 netns {}", lab.name("internet")));
+    assert_eq!(refused(), "v0");
+    run(&format!("ip -n {name} link del v0"));
+    run(&format!("ip -n {name} link add v1 type veth peer name v2"));
+    assert!(["v1", "v2"].contains(&refused().as_str()));
+    run(&format!("ip -n {name} link del v1"));
+    run(&format!("ip -n {name} link del eth0"));
+    assert_eq!(netns::look(lab.file("a")).unwrap(), Network::Sealed);
+}
