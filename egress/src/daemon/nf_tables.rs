@@ -180,6 +180,8 @@ const NESTED: u16 = 1 << 15;
 pub mod kind {
     /// Makes a table.
     pub const NEW_TABLE: u16 = 0;
+    /// Asks for tables.
+    pub const GET_TABLE: u16 = 1;
     /// Makes a chain.
     pub const NEW_CHAIN: u16 = 3;
     /// Asks for chains.
@@ -247,14 +249,16 @@ impl Change {
                 let element = [nest(1, &bytes(1, key)), nest(2, &verdict.encode())].concat();
                 new(kind::NEW_ELEMENT, Family::Inet, of_map(map, &element))
             }
-            Self::Take(map, key) => {
-                message(kind::DEL_ELEMENT, 0, Family::Inet, of_map(map, &nest(1, &bytes(1, key))))
-            }
+            Self::Take(map, key) => message(kind::DEL_ELEMENT, 0, Family::Inet, of_key(map, key)),
         }
     }
 }
 
-/// The attributes that name one element of a map.
+/// The attributes that name one key of a map.
+pub fn of_key(map: &str, key: &[u8]) -> Vec<u8> {
+    of_map(map, &nest(1, &bytes(1, key)))
+}
+
 fn of_map(map: &str, element: &[u8]) -> Vec<u8> {
     [text(1, TABLE), text(2, map), nest(3, &nest(1, element))].concat()
 }
@@ -355,6 +359,11 @@ fn int(kind: u16, value: u32) -> Vec<u8> {
     bytes(kind, &value.to_be_bytes())
 }
 
+/// The attributes that name our table.
+pub fn of_table() -> Vec<u8> {
+    text(1, TABLE)
+}
+
 /// The attributes that name a map.
 pub fn of_set(map: &str) -> Vec<u8> {
     [text(1, TABLE), text(2, map)].concat()
@@ -378,14 +387,15 @@ fn name(value: Vec<u8>) -> Option<String> {
     String::from_utf8(value).ok().map(|name| name.trim_end_matches('\0').to_owned())
 }
 
-/// What a chain, or a rule, that was read back does: without handles, uses and counts.
+/// What a table, a chain or a rule that was read back does: without handles, uses and counts.
 pub fn canonical(message: &Message) -> Vec<u8> {
-    let chain = message.kind == SUBSYSTEM << 8 | kind::NEW_CHAIN;
     let mut kept = Vec::new();
     for (kind, value) in attributes(message) {
-        match (chain, kind) {
-            (true, 1 | 3 | 4 | 5 | 7 | 10) | (false, 1 | 2) => kept.extend(bytes(kind, &value)),
-            (false, 4) => kept.extend(bytes(kind, &steps_without_counts(&value))),
+        match (message.kind & 0xff, kind) {
+            (kind::NEW_TABLE | kind::NEW_RULE, 1 | 2) | (kind::NEW_CHAIN, 1 | 3 | 4 | 5 | 7 | 10) => {
+                kept.extend(bytes(kind, &value));
+            }
+            (kind::NEW_RULE, 4) => kept.extend(bytes(kind, &steps_without_counts(&value))),
             _ => {}
         }
     }

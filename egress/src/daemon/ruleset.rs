@@ -100,7 +100,7 @@ pub struct Settings {
 }
 
 /// The shared chains, in the order of reading back.
-pub const SHARED: [&str; 7] = ["prerouting", "forward", "input", "to-host", "icmp", "icmp6", "refuse"];
+pub const SHARED: [&str; 8] = ["prerouting", "forward", "input", "to-host", "icmp", "icmp6", "stranger", "refuse"];
 
 const SENDERS: &str = "senders";
 const REDIRECTS: &str = "redirects";
@@ -146,6 +146,7 @@ pub fn shared(settings: &Settings) -> Vec<Change> {
     changes.extend(to_host(settings).into_iter().map(|rule| append("to-host", rule)));
     changes.extend(icmp(ICMP, 8, 0, &[3, 11, 12]).into_iter().map(|rule| append("icmp", rule)));
     changes.extend(icmp(ICMPV6, 128, 129, &[1, 2, 3, 4]).into_iter().map(|rule| append("icmp6", rule)));
+    changes.extend(stranger(settings).into_iter().map(|rule| append("stranger", rule)));
     changes.extend(refuse().into_iter().map(|rule| append("refuse", rule)));
     changes
 }
@@ -217,6 +218,16 @@ fn icmp(protocol: u8, request: u8, reply: u8, errors: &[u8]) -> Vec<Rule> {
     rules
 }
 
+/// Towards a sandbox, of a flow that it did not open: another sandbox is told so, anyone else hears nothing. (Not by the map
+/// of denials: the kernel follows every map from every chain that names it, whenever anything is changed.)
+fn stranger(settings: &Settings) -> Vec<Rule> {
+    let told = |group| vec![Step::Limit(TOLD), Step::Log(group)];
+    let mut rules = vec![join([unmarked(), vec![Step::Count], then(Verdict::Drop)])];
+    rules.extend(settings.log_group.map(told));
+    rules.push(join([vec![Step::Count], then(goto("refuse"))]));
+    rules
+}
+
 fn refuse() -> Vec<Rule> {
     vec![
         join([l4(TCP), vec![Step::Reset]]),
@@ -241,21 +252,20 @@ pub fn attach(settings: &Settings, slot: Slot, ports: &[Port], rules: &[AddressR
     }
     let own = |rule| Change::Append(Family::Inet, slot.own(), rule);
     changes.push(own(join([ct_bits(ct::STATE, ct::INVALID), then(Verdict::Drop)])));
-    for address in ports.iter().flat_map(|port| &port.interface.addresses) {
-        let opener = vec![Step::Load(connection(ct::ORIGINAL, address)), Step::Is(octets(address))];
-        changes.push(own(join([opener, then(goto(&slot.policy()))])));
+    let addresses: Vec<_> = ports.iter().flat_map(|port| &port.interface.addresses).copied().collect();
+    for (key, v4) in [(ct::SRC_IP, true), (ct::SRC_IP6, false)] {
+        let opener = Step::Load(Load::CtDir(key, ct::ORIGINAL));
+        changes.push(own(join([none_of(opener, &addresses, v4), then(goto("stranger"))])));
     }
-    // Of a flow that it did not open: another sandbox is told so, anyone else hears nothing.
-    changes.push(own(join([masked_mark(), vec![Step::Map(DENIALS)]])));
-    changes.push(own(join([vec![Step::Count], then(Verdict::Drop)])));
+    changes.push(own(then(goto(&slot.policy()))));
     let denied = |rule| Change::Append(Family::Inet, slot.denied(), rule);
     if let Some(group) = settings.log_group {
         changes.push(denied(vec![Step::Limit(TOLD), Step::Log(group)]));
     }
     changes.push(denied(join([vec![Step::Count], then(goto("refuse"))])));
     changes.extend(content(settings, slot, rules));
-    let interfaces = ports.iter().map(|port| &port.interface);
-    changes.extend(elements(slot, interfaces).into_iter().map(|(map, key, verdict)| Change::Put(map, key, verdict)));
+    let interfaces: Vec<_> = ports.iter().map(|port| port.interface.clone()).collect();
+    changes.extend(elements(slot, &interfaces).into_iter().map(|(map, key, verdict)| Change::Put(map, key, verdict)));
     changes
 }
 
@@ -288,17 +298,14 @@ fn remove_devices(slot: Slot) -> Vec<Change> {
 }
 
 /// What leads to the sandbox's chains: map, key, verdict.
-pub fn elements<'a>(
-    slot: Slot,
-    interfaces: impl Iterator<Item = &'a Interface>,
-) -> Vec<(&'static str, Vec<u8>, Verdict)> {
+pub fn elements(slot: Slot, interfaces: &[Interface]) -> Vec<(&'static str, Vec<u8>, Verdict)> {
     let mark = slot.mark().to_ne_bytes().to_vec();
     let mut all = vec![
         (SENDERS, mark.clone(), goto(&slot.own())),
         (REDIRECTS, mark.clone(), goto(&slot.nat())),
         (DENIALS, mark, goto(&slot.denied())),
     ];
-    for address in interfaces.flat_map(|interface| &interface.addresses).filter(|address| routed(address)) {
+    for address in interfaces.iter().flat_map(|interface| &interface.addresses).filter(|address| routed(address)) {
         let map = if address.is_ipv4() { RECEIVERS4 } else { RECEIVERS6 };
         all.push((map, octets(address), goto(&slot.own())));
     }
@@ -401,10 +408,6 @@ fn ingress(slot: Slot, port: &Port) -> Vec<Rule> {
     // The frame's own type, which a VLAN tag would stand in the place of.
     let kind = |kind: u16| vec![frame(12, 2), Step::Is(kind.to_be_bytes().to_vec())];
     let (ipv4, arp, ipv6) = (kind(0x0800), kind(0x0806), kind(0x86dd));
-    let none_of = |load, all: &[IpAddr], v4: bool| {
-        let of_family = all.iter().filter(|address| address.is_ipv4() == v4);
-        join([vec![load], of_family.map(|address| Step::IsNot(octets(address))).collect()])
-    };
     let drop = || join([vec![Step::Count], then(Verdict::Drop)]);
     let mark = || join([vec![Step::Mark(slot.mark())], then(Verdict::Accept)]);
     let to_gateway = vec![frame(0, 6), Step::Is(gateway_mac.to_vec())];
@@ -442,6 +445,12 @@ fn ingress(slot: Slot, port: &Port) -> Vec<Rule> {
         drop(),
     ]);
     rules
+}
+
+/// Loads an address of a family, and matches if it is none of these.
+fn none_of(load: Step, all: &[IpAddr], v4: bool) -> Rule {
+    let of_family = all.iter().filter(|address| address.is_ipv4() == v4);
+    join([vec![load], of_family.map(|address| Step::IsNot(octets(address))).collect()])
 }
 
 fn join<const N: usize>(parts: [Rule; N]) -> Rule {

@@ -61,6 +61,8 @@ impl Lab {
         }
         run(&format!("ip -n {internet} -6 addr add 2001:db8::2/64 dev eth0 nodad"));
         run(&format!("ip -n {internet} link set eth0 up"));
+        run("ip route add default via 203.0.113.2");
+        run("ip -6 route add default via 2001:db8::2");
         for route in ["10.0.0.0/8 via 203.0.113.1", "fd00::/16 via 2001:db8::1"] {
             run(&format!("ip -n {internet} route add {route}"));
         }
@@ -247,7 +249,7 @@ fn udp(to: &str) -> Reached {
 }
 
 fn seen(bytes: &[u8]) -> IpAddr {
-    std::str::from_utf8(bytes).unwrap().parse().unwrap()
+    std::str::from_utf8(bytes).unwrap().parse::<IpAddr>().unwrap().to_canonical()
 }
 
 pub fn fences() -> Fences {
