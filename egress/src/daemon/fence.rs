@@ -25,7 +25,9 @@ pub struct Fences {
 #[derive(Debug, thiserror::Error)]
 pub enum FenceError {
     /// nf_tables refused.
-    #[error("cannot {doing} in nf_tables: root, CAP_NET_ADMIN and Linux 5.10 with nf_tables (inet, netdev, nat) are needed")]
+    #[error(
+        "cannot {doing} in nf_tables: root, CAP_NET_ADMIN and Linux 5.10 with nf_tables (inet, netdev, nat) are needed"
+    )]
     Kernel {
         /// What was to be done.
         doing: &'static str,
@@ -67,7 +69,9 @@ impl Fences {
         let again = self.kernel.chain(Family::Inet, &slot.chains(0)[0].1).map_err(failed("read a chain"))?.is_some();
         let mut stale = if again { self.entries_of(slot)? } else { vec![] };
         // An address may have been another sandbox's that is gone.
-        stale.extend(self.entries_at(slot, &interfaces)?.into_iter().filter(|entry| Slot::of_chain(&entry.chain) != Some(slot)));
+        stale.extend(
+            self.entries_at(slot, &interfaces)?.into_iter().filter(|entry| Slot::of_chain(&entry.chain) != Some(slot)),
+        );
         let mut changes = take(stale);
         changes.extend(ruleset::attach(&self.settings, slot, ports, rules));
         self.kernel.commit(&changes).map_err(failed("install a fence"))?;
@@ -75,12 +79,7 @@ impl Fences {
     }
 
     /// Gives a sandbox another policy. Flows that it does not permit end at once, in both directions; the others go on.
-    pub fn update(
-        &self,
-        slot: Slot,
-        interfaces: &[Interface],
-        rules: &[AddressRule],
-    ) -> Result<Digest, FenceError> {
+    pub fn update(&self, slot: Slot, interfaces: &[Interface], rules: &[AddressRule]) -> Result<Digest, FenceError> {
         let changes = ruleset::update(&self.settings, slot, rules);
         self.kernel.commit(&changes).map_err(failed("change a policy"))?;
         self.read_back(slot, interfaces)
@@ -128,7 +127,9 @@ impl Fences {
         let mut entries = self.entries_at(slot, interfaces)?;
         entries.sort();
         for Entry { map, key, chain } in entries {
-            all.extend(format!("{map} {} {chain}\n", key.iter().map(|byte| format!("{byte:02x}")).collect::<String>()).bytes());
+            all.extend(
+                format!("{map} {} {chain}\n", key.iter().map(|byte| format!("{byte:02x}")).collect::<String>()).bytes(),
+            );
         }
         Ok(Digest::of(&all))
     }

@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use netlink_packet_core::{NLM_F_DUMP, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
-use netlink_packet_route::RouteNetlinkMessage;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::SockProtocol;
 
@@ -47,7 +47,9 @@ pub enum NetnsError {
         source: io::Error,
     },
     /// An interface whose packets do not come by us.
-    #[error("interface {name} ({kind}) is no veth pair into this network namespace, so it cannot be fenced: give the sandbox a network of the CNI plugins bridge or ptp")]
+    #[error(
+        "interface {name} ({kind}) is no veth pair into this network namespace, so it cannot be fenced: give the sandbox a network of the CNI plugins bridge or ptp"
+    )]
     NotFenceable {
         /// Its name in the sandbox.
         name: String,
@@ -55,7 +57,9 @@ pub enum NetnsError {
         kind: String,
     },
     /// The other end hangs on something else than a bridge.
-    #[error("interface {name}: its host end {host_name} belongs to a {kind}: only a Linux bridge, or nothing, can be fenced")]
+    #[error(
+        "interface {name}: its host end {host_name} belongs to a {kind}: only a Linux bridge, or nothing, can be fenced"
+    )]
     Controller {
         /// Its name in the sandbox.
         name: String,
@@ -93,21 +97,26 @@ fn inside(netns: BorrowedFd<'_>) -> io::Result<(Vec<Link>, Vec<(u32, IpAddr)>)> 
         let netlink = Netlink::open(SockProtocol::NetlinkRoute)?;
         Ok((links(&netlink)?, addresses(&netlink, 0)?))
     };
-    std::thread::scope(|scope| scope.spawn(look).join()).unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+    std::thread::scope(|scope| scope.spawn(look).join())
+        .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
 }
 
 /// The other end, with which both sides agree that they belong together.
 fn port(host: &Netlink, netns: BorrowedFd<'_>, link: &Link, addresses: Vec<IpAddr>) -> Result<Port, NetnsError> {
     let not_fenceable = || NetnsError::NotFenceable { name: link.name.clone(), kind: link.kind_name() };
-    let (Some(InfoKind::Veth), Some(peer), Some(_), Some(mac)) = (&link.kind, link.peer, link.peer_netns, link.mac) else {
+    let (Some(InfoKind::Veth), Some(peer), Some(_), Some(mac)) = (&link.kind, link.peer, link.peer_netns, link.mac)
+    else {
         return Err(not_fenceable());
     };
     let end = self::link(host, peer).map_err(failed("look for the host end"))?;
     // Its peer has our link's index; asked for it, the kernel names the peer's namespace by a number …
-    let end = end.filter(|end| end.kind == Some(InfoKind::Veth) && end.peer == Some(link.index)).ok_or_else(not_fenceable)?;
+    let end =
+        end.filter(|end| end.kind == Some(InfoKind::Veth) && end.peer == Some(link.index)).ok_or_else(not_fenceable)?;
     // … which must be that of the sandbox.
     let number = nsid(host, netns).map_err(failed("number the sandbox's network namespace"))?;
-    let (Some(_), true, Some(end_mac)) = (number, end.peer_netns == number, end.mac) else { return Err(not_fenceable()) };
+    let (Some(_), true, Some(end_mac)) = (number, end.peer_netns == number, end.mac) else {
+        return Err(not_fenceable());
+    };
     let (gateway_mac, neighbours) = match end.controller {
         None => (end_mac, None),
         Some(index) => {

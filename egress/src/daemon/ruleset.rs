@@ -115,9 +115,7 @@ pub fn shared(settings: &Settings) -> Vec<Change> {
     const MARK_TYPE: u32 = 19; // nft(8)'s numbers: how it prints the keys
     const IPV4_TYPE: u32 = 7;
     const IPV6_TYPE: u32 = 8;
-    let hook = |kind, number, priority| {
-        Some(Hook { kind, number, priority, device: None, accept: true })
-    };
+    let hook = |kind, number, priority| Some(Hook { kind, number, priority, device: None, accept: true });
     let hooks = [
         ("prerouting", hook("nat", 0, -110)), // before others' DNAT (-100)
         ("forward", hook("filter", 2, -10)),
@@ -180,9 +178,8 @@ fn forward() -> Vec<Rule> {
 
 /// From a sandbox to the host itself.
 fn to_host(settings: &Settings) -> Vec<Rule> {
-    let ours = |protocol, port| {
-        join([l4(protocol), dport(port), ct_bits(ct::STATUS, ct::DST_NAT), then(Verdict::Accept)])
-    };
+    let ours =
+        |protocol, port| join([l4(protocol), dport(port), ct_bits(ct::STATUS, ct::DST_NAT), then(Verdict::Accept)]);
     let mut rules = vec![
         join([ct_bits(ct::STATE, ct::INVALID), then(Verdict::Drop)]),
         ours(UDP, settings.dns_port),
@@ -229,11 +226,7 @@ fn stranger(settings: &Settings) -> Vec<Rule> {
 }
 
 fn refuse() -> Vec<Rule> {
-    vec![
-        join([l4(TCP), vec![Step::Reset]]),
-        vec![Step::Limit(ICMP_REFUSALS), Step::Prohibit],
-        then(Verdict::Drop),
-    ]
+    vec![join([l4(TCP), vec![Step::Reset]]), vec![Step::Limit(ICMP_REFUSALS), Step::Prohibit], then(Verdict::Drop)]
 }
 
 /// Puts a fence around a sandbox, in place of what stands there.
@@ -292,7 +285,11 @@ fn remove_devices(slot: Slot) -> Vec<Change> {
     let chains = (0..MAX_INTERFACES).map(|index| slot.device(index));
     let remove = |name: String| {
         let family = Family::Netdev;
-        [Change::Chain(family, name.clone(), None), Change::Flush(family, name.clone()), Change::DropChain(family, name)]
+        [
+            Change::Chain(family, name.clone(), None),
+            Change::Flush(family, name.clone()),
+            Change::DropChain(family, name),
+        ]
     };
     chains.flat_map(remove).collect()
 }
@@ -491,7 +488,8 @@ fn dport(port: u16) -> Rule {
 
 fn synthetic() -> Rule {
     let (network, mask) = SYNTHETIC;
-    let address = vec![Step::Load(Load::Bytes(Header::Network, 16, 4)), Step::And(mask.into()), Step::Is(network.into())];
+    let address =
+        vec![Step::Load(Load::Bytes(Header::Network, 16, 4)), Step::And(mask.into()), Step::Is(network.into())];
     join([family(2), address])
 }
 
@@ -507,5 +505,81 @@ fn octets(address: &IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SETTINGS: Settings = Settings { dns_port: 5300, gate_port: 5301, log_group: Some(5), host_connects: false };
+
+    fn bridged() -> Port {
+        let interface = Interface {
+            name: "eth0".into(),
+            host_name: "veth1".into(),
+            host_index: 7,
+            mac: [2, 0, 0, 0, 0, 2],
+            gateway_mac: [2, 0, 0, 0, 0, 1],
+            addresses: ["10.88.0.2", "fd00::2", "fe80::2"].map(|address| address.parse().unwrap()).to_vec(),
+        };
+        Port { interface, neighbours: Some(vec!["10.88.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]) }
+    }
+
+    fn rule(net: &str, ports: &[crate::policy::PortRange], protocol: Option<Protocol>, action: Action) -> AddressRule {
+        AddressRule { rule: net.into(), net: net.parse().unwrap(), ports: ports.to_vec(), protocol, action }
+    }
+
+    /// The text of a transaction, compared with what stands in `golden/`; read its change before you accept it
+    /// (`CRETO_ACCEPT=1`).
+    fn golden(name: &str, changes: &[Change]) {
+        let text: String = changes.iter().map(|change| format!("{change}\n")).collect();
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/daemon/golden").join(name);
+        if std::env::var_os("CRETO_ACCEPT").is_some() {
+            std::fs::write(&path, &text).unwrap();
+        }
+        assert_eq!(text, std::fs::read_to_string(&path).unwrap(), "{}", path.display());
+    }
+
+    #[test]
+    fn the_transactions_are_what_was_reviewed() {
+        let slot = Slot::new(7).unwrap();
+        let rules = [
+            rule("203.0.113.7/32", &[443..=443], None, Action::Deny),
+            rule("203.0.113.0/24", &[80..=80, 8000..=8999], Some(Protocol::Tcp), Action::RequireAuthz),
+            rule("2001:db8::/64", &[], None, Action::Allow),
+            rule("0.0.0.0/0", &[123..=123], Some(Protocol::Udp), Action::Allow),
+        ];
+        golden("shared.txt", &shared(&SETTINGS));
+        golden("attach.txt", &attach(&SETTINGS, slot, &[bridged()], &rules));
+        golden("update.txt", &update(&SETTINGS, slot, &rules[..1]));
+        golden("detach.txt", &detach(slot));
+    }
+
+    #[test]
+    fn a_sandbox_without_a_policy_is_allowed_nothing() {
+        let changes = update(&SETTINGS, Slot::new(1).unwrap(), &[]);
+        assert!(changes.iter().all(|change| !change.to_string().ends_with("accept")), "{changes:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn a_mark_names_one_slot_whatever_else_is_in_it(number in 1..=Slot::MAX, others: u32) {
+            let slot = Slot::new(number).unwrap();
+            prop_assert_eq!(Slot::of_mark(slot.mark() | others & !MARK_MASK), Some(slot));
+            for (_, chain) in slot.chains(MAX_INTERFACES) {
+                prop_assert_eq!(Slot::of_chain(&chain), Some(slot));
+            }
+        }
+    }
+
+    #[test]
+    fn shared_chains_belong_to_no_slot() {
+        for name in SHARED.into_iter().chain(["s", "s0", "s-policy", "s16384", "s70000"]) {
+            assert_eq!(Slot::of_chain(name), None, "{name}");
+        }
+        assert_eq!(Slot::of_mark(0xc000), None);
     }
 }

@@ -144,7 +144,12 @@ impl Lab {
     }
 
     pub fn tcp(&self, from: &str, to: &str) -> Reached {
-        self.within(from, || tcp(to))
+        self.within(from, || tcp(to, PATIENCE))
+    }
+
+    /// Where nothing is to be heard.
+    pub fn silent(&self, from: &str, to: &str) -> Reached {
+        self.within(from, || tcp(to, SILENCE))
     }
 
     pub fn udp(&self, from: &str, to: &str) -> Reached {
@@ -214,9 +219,9 @@ pub fn answer(listener: &TcpListener) {
     }
 }
 
-fn tcp(to: &str) -> Reached {
+fn tcp(to: &str, patience: Duration) -> Reached {
     let to: SocketAddr = to.parse().unwrap();
-    match TcpStream::connect_timeout(&to, SILENCE) {
+    match TcpStream::connect_timeout(&to, patience) {
         Ok(stream) => ask(stream).unwrap_or(Reached::Silence),
         Err(error) if error.kind() == std::io::ErrorKind::TimedOut => Reached::Silence,
         Err(_) => Reached::Refused,
@@ -236,7 +241,7 @@ fn udp(to: &str) -> Reached {
     let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().unwrap();
     let socket = UdpSocket::bind(any).unwrap();
     socket.connect(to).unwrap();
-    socket.set_read_timeout(Some(SILENCE)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     if socket.send(b"who am I?").is_err() {
         return Reached::Refused;
     }

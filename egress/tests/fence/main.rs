@@ -89,11 +89,11 @@ fn reach(bridge_netfilter: bool) {
         assert_ne!(lab.udp(who, "10.88.0.1:9999"), yes(own4), "{who}");
     }
     // On the bridge a neighbour's address is not even asked for; by the routed path it is refused.
-    assert!(!matches!(lab.tcp("a", "10.88.0.3:80"), Reached::Yes(_)));
+    assert!(!matches!(lab.silent("a", "10.88.0.3:80"), Reached::Yes(_)));
     assert_eq!(lab.tcp("c", "10.88.0.3:80"), Reached::Refused);
     assert_eq!(lab.tcp("c", "[fd00:88::3]:80"), Reached::Refused);
     // Nobody connects in, but the host.
-    let inward = |to: &'static str| lab.tcp("internet", to);
+    let inward = |to: &'static str| lab.silent("internet", to);
     assert_eq!(inward("10.88.0.3:80"), Reached::Silence);
     assert_eq!(inward("[fd00:88::3]:80"), Reached::Silence);
     assert_eq!(ask(TcpStream::connect("10.88.0.3:80").unwrap()).unwrap(), yes("10.88.0.1"));
@@ -235,7 +235,7 @@ fn tampering_is_found_attaching_again_mends_it_and_detaching_leaves_nothing() {
         fences.detach(slot(number)).unwrap(); // 3 was never there
     }
     assert_eq!(run("nft list ruleset"), before);
-    assert_eq!(lab.tcp("a", "203.0.113.9:80"), Reached::Silence, "as before");
+    assert_eq!(lab.silent("a", "203.0.113.9:80"), Reached::Silence, "as before");
 }
 
 #[test]
@@ -379,7 +379,7 @@ fn forge(bridge_netfilter: bool) {
         listeners.map(|listener| listener.finish().lines().map(str::to_owned).collect::<Vec<_>>())
     };
     let [neighbour, internet] = heard();
-    assert!(neighbour.len() > 10 && internet.len() > 3, "without a fence: {neighbour:?} {internet:?}");
+    assert!(neighbour.len() > 7 && internet.len() > 5, "without a fence: {neighbour:?} {internet:?}");
     run("ip neigh flush dev br0");
     let fences = fences();
     fences.attach(slot(1), &a, &[allow("0.0.0.0/0"), allow("::/0")]).unwrap();
@@ -399,7 +399,8 @@ fn five_hundred_sandboxes() {
     let a = lab.ptp("a", 99);
     lab.serve("203.0.113.2:80");
     let fences = fences();
-    let rules: Vec<_> = (0..10).map(|net| allow(&format!("198.51.{net}.0/24"))).chain([allow("203.0.113.2/32")]).collect();
+    let rules: Vec<_> =
+        (0..10).map(|net| allow(&format!("198.51.{net}.0/24"))).chain([allow("203.0.113.2/32")]).collect();
     fences.attach(slot(1), &a, &rules).unwrap();
     let stream = lab.within("a", || TcpStream::connect("203.0.113.2:80").unwrap());
     let round_trips = || {
@@ -422,10 +423,15 @@ fn five_hundred_sandboxes() {
     }
     let many = round_trips();
     let mut last: Vec<_> = attaching.split_off(attaching.len() - 100);
-    let mut updating: Vec<_> = (1..=100).map(|number| time(|| fences.update(slot(number), &interfaces(&a), &rules).unwrap())).collect();
+    let mut updating: Vec<_> =
+        (1..=100).map(|number| time(|| fences.update(slot(number), &interfaces(&a), &rules).unwrap())).collect();
     let mut looking: Vec<_> = (0..100).map(|_| time(|| lab.look("a"))).collect();
     println!("round trip µs (p50, p99): 1 sandbox {one:?}, 500 sandboxes {many:?}");
-    println!("attach µs: the first {:?}, the last hundred of 500 {:?}", quantiles(&mut attaching[..100]), quantiles(&mut last));
+    println!(
+        "attach µs: the first {:?}, the last hundred of 500 {:?}",
+        quantiles(&mut attaching[..100]),
+        quantiles(&mut last)
+    );
     println!("update µs {:?}, look µs {:?}", quantiles(&mut updating), quantiles(&mut looking));
     let mut detaching: Vec<_> = (1..=500).map(|number| time(|| fences.detach(slot(number)).unwrap())).collect();
     println!("detach µs {:?}", quantiles(&mut detaching));
