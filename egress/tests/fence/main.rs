@@ -376,7 +376,8 @@ fn forge(bridge_netfilter: bool) {
         assert_eq!(lab.python("a", &program).finish().trim(), "24", "all were sent");
         // The neighbour hears of the end from the host, which may speak to it.
         UdpSocket::bind("10.88.0.1:0").unwrap().send_to(b"THE-END", "10.88.0.3:9").unwrap();
-        listeners.map(|listener| listener.finish().lines().map(str::to_owned).collect::<Vec<_>>())
+        let lines = |said: String| said.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+        listeners.map(|listener| lines(listener.finish()))
     };
     let [neighbour, internet] = heard();
     assert!(neighbour.len() > 7 && internet.len() > 5, "without a fence: {neighbour:?} {internet:?}");
@@ -392,7 +393,7 @@ fn forge(bridge_netfilter: bool) {
 }
 
 /// Attaching a sandbox, and a packet, must not cost more where there are many. Goal: 10 ms (p99) an attach with 500 sandboxes.
-/// Prints what it measures; asserts only that it works.
+/// Prints what it measures, as processor time; asserts only that it works.
 #[test]
 fn five_hundred_sandboxes() {
     let mut lab = Lab::new(true);
@@ -426,7 +427,7 @@ fn five_hundred_sandboxes() {
     let mut updating: Vec<_> =
         (1..=100).map(|number| time(|| fences.update(slot(number), &interfaces(&a), &rules).unwrap())).collect();
     let mut looking: Vec<_> = (0..100).map(|_| time(|| lab.look("a"))).collect();
-    println!("round trip µs (p50, p99): 1 sandbox {one:?}, 500 sandboxes {many:?}");
+    println!("processor time, µs (p50, p99): round trip: 1 sandbox {one:?}, 500 sandboxes {many:?}");
     println!(
         "attach µs: the first {:?}, the last hundred of 500 {:?}",
         quantiles(&mut attaching[..100]),
@@ -438,10 +439,15 @@ fn five_hundred_sandboxes() {
     assert!(fences.slots().unwrap().is_empty());
 }
 
+/// How long it keeps a processor busy, in microseconds: what else the machine does does not count.
 fn time<T>(work: impl FnOnce() -> T) -> u128 {
-    let begun = Instant::now();
+    let used = || {
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        text.split(' ').next().unwrap().parse::<u128>().unwrap()
+    };
+    let before = used();
     work();
-    begun.elapsed().as_micros()
+    (used() - before) / 1000
 }
 
 fn quantiles(times: &mut [u128]) -> (u128, u128) {
