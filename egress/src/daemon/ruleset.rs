@@ -9,6 +9,14 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+mod ingress;
+mod parts;
+mod shared;
+
+pub use shared::{SHARED, shared};
+
+use self::ingress::ingress;
+use self::parts::*;
 use super::netns::Port;
 use super::nf_tables::{Change, Family, Header, Hook, Load, Rule, Step, Verdict, ct, meta};
 use crate::policy::{Action, AddressRule, Protocol};
@@ -18,12 +26,8 @@ use crate::protocol::Interface;
 pub const MARK_MASK: u32 = 0x3fff_0000;
 /// More interfaces a sandbox cannot have.
 pub const MAX_INTERFACES: usize = 8;
-/// What our DNS gives names as addresses: 198.18.0.0/15 (RFC 2544).
-const SYNTHETIC: ([u8; 4], [u8; 4]) = ([198, 18, 0, 0], [255, 254, 0, 0]);
 /// Denied packets of one sandbox that are told of, a second.
 const TOLD: u32 = 20;
-/// ICMP refusals to all sandboxes, a second; more denied packets are dropped in silence.
-const ICMP_REFUSALS: u32 = 1000;
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
@@ -99,9 +103,6 @@ pub struct Settings {
     pub host_connects: bool,
 }
 
-/// The shared chains, in the order of reading back.
-pub const SHARED: [&str; 8] = ["prerouting", "forward", "input", "to-host", "icmp", "icmp6", "stranger", "refuse"];
-
 const SENDERS: &str = "senders";
 const REDIRECTS: &str = "redirects";
 const DENIALS: &str = "denials";
@@ -109,125 +110,6 @@ const RECEIVERS4: &str = "receivers4";
 const RECEIVERS6: &str = "receivers6";
 /// The maps that lead to the sandboxes' chains: by mark, and by address.
 pub const MAPS: [&str; 5] = [SENDERS, REDIRECTS, DENIALS, RECEIVERS4, RECEIVERS6];
-
-/// Makes what all share. Rules of an older run are replaced in the same transaction: the fence is never open in between.
-pub fn shared(settings: &Settings) -> Vec<Change> {
-    const MARK_TYPE: u32 = 19; // nft(8)'s numbers: how it prints the keys
-    const IPV4_TYPE: u32 = 7;
-    const IPV6_TYPE: u32 = 8;
-    let hook = |kind, number, priority| Some(Hook { kind, number, priority, device: None, accept: true });
-    let hooks = [
-        ("prerouting", hook("nat", 0, -110)), // before others' DNAT (-100)
-        ("forward", hook("filter", 2, -10)),
-        ("input", hook("filter", 1, -10)),
-    ];
-    let mut changes = vec![Change::Table(Family::Inet), Change::Table(Family::Netdev)];
-    for (map, kind, length) in [
-        (SENDERS, MARK_TYPE, 4),
-        (REDIRECTS, MARK_TYPE, 4),
-        (DENIALS, MARK_TYPE, 4),
-        (RECEIVERS4, IPV4_TYPE, 4),
-        (RECEIVERS6, IPV6_TYPE, 16),
-    ] {
-        changes.push(Change::VerdictMap(map, kind, length));
-    }
-    for name in SHARED {
-        let hook = hooks.iter().find(|(hooked, _)| *hooked == name).and_then(|(_, hook)| hook.clone());
-        changes.push(Change::Chain(Family::Inet, name.into(), hook));
-        changes.push(Change::Flush(Family::Inet, name.into()));
-    }
-    let append = |chain: &str, rule| Change::Append(Family::Inet, chain.into(), rule);
-    changes.extend(prerouting(settings).into_iter().map(|rule| append("prerouting", rule)));
-    changes.extend(forward().into_iter().map(|rule| append("forward", rule)));
-    changes.push(append("input", join([unmarked(), then(Verdict::Accept)])));
-    changes.push(append("input", then(goto("to-host"))));
-    changes.extend(to_host(settings).into_iter().map(|rule| append("to-host", rule)));
-    changes.extend(icmp(ICMP, 8, 0, &[3, 11, 12]).into_iter().map(|rule| append("icmp", rule)));
-    changes.extend(icmp(ICMPV6, 128, 129, &[1, 2, 3, 4]).into_iter().map(|rule| append("icmp6", rule)));
-    changes.extend(stranger(settings).into_iter().map(|rule| append("stranger", rule)));
-    changes.extend(refuse().into_iter().map(|rule| append("refuse", rule)));
-    changes
-}
-
-/// Connections to names, and to whatever wants a decision, come to us. Only a connection's first packet gets here.
-fn prerouting(settings: &Settings) -> Vec<Rule> {
-    let to = |protocol, condition: Rule, port| join([l4(protocol), condition, vec![Step::Redirect(port)]]);
-    vec![
-        join([unmarked(), then(Verdict::Accept)]),
-        to(UDP, dport(53), settings.dns_port),
-        to(TCP, dport(53), settings.dns_port),
-        to(TCP, synthetic(), settings.gate_port),
-        join([masked_mark(), vec![Step::Map(REDIRECTS)]]),
-    ]
-}
-
-fn forward() -> Vec<Rule> {
-    vec![
-        // Towards a sandbox: first, so that nothing another sandbox may do opens this one.
-        join([family(2), vec![Step::Load(Load::Bytes(Header::Network, 16, 4)), Step::Map(RECEIVERS4)]]),
-        join([family(10), vec![Step::Load(Load::Bytes(Header::Network, 24, 16)), Step::Map(RECEIVERS6)]]),
-        join([unmarked(), then(Verdict::Accept)]),
-        join([ct_bits(ct::STATE, ct::INVALID), then(Verdict::Drop)]),
-        // By name only TCP passes, and that does not come here.
-        join([synthetic(), masked_mark(), vec![Step::Map(DENIALS)]]),
-        join([masked_mark(), vec![Step::Map(SENDERS)]]),
-        // Marked, but of no sandbox that we know.
-        join([vec![Step::Count], then(Verdict::Drop)]),
-    ]
-}
-
-/// From a sandbox to the host itself.
-fn to_host(settings: &Settings) -> Vec<Rule> {
-    let ours =
-        |protocol, port| join([l4(protocol), dport(port), ct_bits(ct::STATUS, ct::DST_NAT), then(Verdict::Accept)]);
-    let mut rules = vec![
-        join([ct_bits(ct::STATE, ct::INVALID), then(Verdict::Drop)]),
-        ours(UDP, settings.dns_port),
-        ours(TCP, settings.dns_port),
-        ours(TCP, settings.gate_port),
-        // Neighbour solicitation and advertisement; the ingress chain has looked at them.
-        join([l4(ICMPV6), transport(0, 1), vec![Step::Within(vec![135], vec![136])], then(Verdict::Accept)]),
-    ];
-    if settings.host_connects {
-        let reply = vec![Step::Load(Load::Ct(ct::DIRECTION)), Step::Is(vec![ct::REPLY])];
-        rules.push(join([ct_bits(ct::STATE, ct::ESTABLISHED), reply, then(Verdict::Accept)]));
-    }
-    rules.push(join([masked_mark(), vec![Step::Map(DENIALS)]]));
-    rules.push(then(Verdict::Drop));
-    rules
-}
-
-/// Errors about the sandbox's own flows reach it; it sends none. Echo is left to the policy, all else is denied.
-fn icmp(protocol: u8, request: u8, reply: u8, errors: &[u8]) -> Vec<Rule> {
-    let span = |from: &[u8]| Step::Within(vec![from[0]], vec![from[from.len() - 1]]);
-    let towards = join([unmarked(), ct_bits(ct::STATE, ct::RELATED), l4(protocol), transport(0, 1)]);
-    let mut rules: Vec<Rule> = match protocol {
-        ICMPV6 => vec![join([towards, vec![span(errors)], then(Verdict::Accept)])],
-        _ => errors
-            .iter()
-            .map(|error| join([towards.clone(), vec![Step::Is(vec![*error])], then(Verdict::Accept)]))
-            .collect(),
-    };
-    for echo in [request, reply] {
-        rules.push(join([l4(protocol), transport(0, 1), vec![Step::Is(vec![echo])], then(Verdict::Return)]));
-    }
-    rules.push(then(Verdict::Drop));
-    rules
-}
-
-/// Towards a sandbox, of a flow that it did not open: another sandbox is told so, anyone else hears nothing. (Not by the map
-/// of denials: the kernel follows every map from every chain that names it, whenever anything is changed.)
-fn stranger(settings: &Settings) -> Vec<Rule> {
-    let told = |group| vec![Step::Limit(TOLD), Step::Log(group)];
-    let mut rules = vec![join([unmarked(), vec![Step::Count], then(Verdict::Drop)])];
-    rules.extend(settings.log_group.map(told));
-    rules.push(join([vec![Step::Count], then(goto("refuse"))]));
-    rules
-}
-
-fn refuse() -> Vec<Rule> {
-    vec![join([l4(TCP), vec![Step::Reset]]), vec![Step::Limit(ICMP_REFUSALS), Step::Prohibit], then(Verdict::Drop)]
-}
 
 /// Puts a fence around a sandbox, in place of what stands there.
 pub fn attach(settings: &Settings, slot: Slot, ports: &[Port], rules: &[AddressRule]) -> Vec<Change> {
@@ -395,117 +277,6 @@ fn port(side: Side, from: u16, to: u16) -> Rule {
     };
     let (from, to) = (from.to_be_bytes().to_vec(), to.to_be_bytes().to_vec());
     vec![Step::Load(load), if from == to { Step::Is(from) } else { Step::Within(from, to) }]
-}
-
-/// What a sandbox may put on its wire: frames with its own addresses, to its gateway.
-fn ingress(slot: Slot, port: &Port) -> Vec<Rule> {
-    let Interface { mac, gateway_mac, addresses, .. } = &port.interface;
-    let frame = |offset, length| Step::Load(Load::Bytes(Header::Link, offset, length));
-    let packet = |offset, length| Step::Load(Load::Bytes(Header::Network, offset, length));
-    // The frame's own type, which a VLAN tag would stand in the place of.
-    let kind = |kind: u16| vec![frame(12, 2), Step::Is(kind.to_be_bytes().to_vec())];
-    let (ipv4, arp, ipv6) = (kind(0x0800), kind(0x0806), kind(0x86dd));
-    let drop = || join([vec![Step::Count], then(Verdict::Drop)]);
-    let mark = || join([vec![Step::Mark(slot.mark())], then(Verdict::Accept)]);
-    let to_gateway = vec![frame(0, 6), Step::Is(gateway_mac.to_vec())];
-    let icmpv6 = join([ipv6.clone(), l4(ICMPV6), transport(0, 1)]);
-    let is = |kind: u8| vec![Step::Is(vec![kind])];
-    let nothing_else = [128, 129, 135, 136].map(|kind| Step::IsNot(vec![kind])).to_vec();
-    let ethernet_arp = vec![0, 1, 8, 0, 6, 4];
-    let request = vec![packet(6, 2), Step::Is(vec![0, 1])];
-    let broadcast = vec![frame(0, 6), Step::Is(vec![0xff; 6])];
-    let mut rules = vec![
-        join([vec![frame(6, 6), Step::IsNot(mac.to_vec())], drop()]),
-        join([ipv4.clone(), none_of(packet(12, 4), addresses, true), drop()]),
-        join([ipv6.clone(), none_of(packet(8, 16), addresses, false), drop()]),
-        join([arp.clone(), vec![packet(0, 6), Step::IsNot(ethernet_arp)], drop()]),
-        join([arp.clone(), vec![packet(8, 6), Step::IsNot(mac.to_vec())], drop()]),
-        join([arp.clone(), none_of(packet(14, 4), addresses, true), drop()]),
-        join([arp.clone(), to_gateway.clone(), then(Verdict::Accept)]),
-    ];
-    // On a bridge, who asks for a neighbour's address could tell that neighbour something by it.
-    let foreign_target = |offset, length, v4: bool| match &port.neighbours {
-        Some(gateways) => none_of(packet(offset, length), gateways, v4),
-        None => vec![],
-    };
-    if port.neighbours.is_some() {
-        rules.push(join([arp.clone(), foreign_target(24, 4, true), drop()]));
-        rules.push(join([icmpv6.clone(), is(135), foreign_target(48, 16, false), drop()]));
-    }
-    rules.extend([
-        join([arp, request, broadcast, then(Verdict::Accept)]),
-        join([ipv4, to_gateway.clone(), mark()]),
-        join([icmpv6.clone(), nothing_else, drop()]),
-        join([icmpv6.clone(), is(136), none_of(packet(48, 16), addresses, false), drop()]),
-        join([icmpv6, is(135), vec![frame(0, 3), Step::Is(vec![0x33, 0x33, 0xff])], mark()]),
-        join([ipv6, to_gateway, mark()]),
-        drop(),
-    ]);
-    rules
-}
-
-/// Loads an address of a family, and matches if it is none of these.
-fn none_of(load: Step, all: &[IpAddr], v4: bool) -> Rule {
-    let of_family = all.iter().filter(|address| address.is_ipv4() == v4);
-    join([vec![load], of_family.map(|address| Step::IsNot(octets(address))).collect()])
-}
-
-fn join<const N: usize>(parts: [Rule; N]) -> Rule {
-    parts.concat()
-}
-
-fn then(verdict: Verdict) -> Rule {
-    vec![Step::Then(verdict)]
-}
-
-fn goto(chain: &str) -> Verdict {
-    Verdict::Goto(chain.to_owned())
-}
-
-fn masked_mark() -> Rule {
-    vec![Step::Load(Load::Meta(meta::MARK)), Step::And(MARK_MASK.to_ne_bytes().to_vec())]
-}
-
-fn unmarked() -> Rule {
-    join([masked_mark(), vec![Step::Is(vec![0; 4])]])
-}
-
-fn l4(protocol: u8) -> Rule {
-    vec![Step::Load(Load::Meta(meta::L4PROTO)), Step::Is(vec![protocol])]
-}
-
-fn family(number: u8) -> Rule {
-    vec![Step::Load(Load::Meta(meta::NFPROTO)), Step::Is(vec![number])]
-}
-
-fn transport(offset: u32, length: u32) -> Rule {
-    vec![Step::Load(Load::Bytes(Header::Transport, offset, length))]
-}
-
-fn dport(port: u16) -> Rule {
-    join([transport(2, 2), vec![Step::Is(port.to_be_bytes().to_vec())]])
-}
-
-fn synthetic() -> Rule {
-    let (network, mask) = SYNTHETIC;
-    let address =
-        vec![Step::Load(Load::Bytes(Header::Network, 16, 4)), Step::And(mask.into()), Step::Is(network.into())];
-    join([family(2), address])
-}
-
-fn ct_bits(key: u32, bits: u32) -> Rule {
-    vec![Step::Load(Load::Ct(key)), Step::And(bits.to_ne_bytes().into()), Step::IsNot(vec![0; 4])]
-}
-
-fn connection(direction: u8, address: &IpAddr) -> Load {
-    Load::CtDir(if address.is_ipv4() { ct::SRC_IP } else { ct::SRC_IP6 }, direction)
-}
-
-fn octets(address: &IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
-    }
 }
 
 #[cfg(test)]

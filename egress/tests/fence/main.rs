@@ -1,5 +1,7 @@
 //! The fence holds, with real packets. Needs root, ip(8), nft(8), python3. Every test is a node in namespaces of its own.
 
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests; what is measured is printed")]
+
 mod lab;
 
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
