@@ -26,7 +26,7 @@ pub struct Fences {
 pub enum FenceError {
     /// nf_tables refused.
     #[error(
-        "cannot {doing} in nf_tables: root, CAP_NET_ADMIN and Linux 5.10 with nf_tables (inet, netdev, nat) are needed"
+        "cannot {doing} in nf_tables: root, CAP_NET_ADMIN and Linux 5.16 with nf_tables (inet, netdev, nat) are needed"
     )]
     Kernel {
         /// What was to be done.

@@ -77,10 +77,15 @@ impl Slot {
         format!("s{}-dev{index}", self.0)
     }
 
+    fn towards(self, index: usize) -> String {
+        format!("s{}-out{index}", self.0)
+    }
+
     /// Its chains: the shared table's, then those of as many interfaces.
     pub fn chains(self, interfaces: usize) -> Vec<(Family, String)> {
         let inet = [self.own(), self.policy(), self.nat(), self.denied()].map(|name| (Family::Inet, name));
-        let devices = (0..interfaces).map(|index| (Family::Netdev, self.device(index)));
+        let names = (0..interfaces).flat_map(|index| [self.device(index), self.towards(index)]);
+        let devices = names.map(|name| (Family::Netdev, name));
         inet.into_iter().chain(devices).collect()
     }
 
@@ -122,8 +127,14 @@ pub fn attach(settings: &Settings, slot: Slot, ports: &[Port], rules: &[AddressR
         let name = slot.device(index);
         let device = Some(port.interface.host_name.clone());
         let hook = Hook { kind: "filter", number: 0, priority: -450, device, accept: false };
+        let out = Hook { number: 1, accept: true, ..hook.clone() };
         changes.push(Change::Chain(Family::Netdev, name.clone(), Some(hook)));
         changes.extend(ingress(slot, port).into_iter().map(|rule| Change::Append(Family::Netdev, name.clone(), rule)));
+        // What another sandbox may say to the whole wire (to find its gateway) is not for this one's ears.
+        let name = slot.towards(index);
+        changes.push(Change::Chain(Family::Netdev, name.clone(), Some(out)));
+        let marked = join([masked_mark(), vec![Step::IsNot(vec![0; 4]), Step::Count], then(Verdict::Drop)]);
+        changes.push(Change::Append(Family::Netdev, name, marked));
     }
     let own = |rule| Change::Append(Family::Inet, slot.own(), rule);
     changes.push(own(join([ct_bits(ct::STATE, ct::INVALID), then(Verdict::Drop)])));
@@ -164,7 +175,7 @@ pub fn detach(slot: Slot) -> Vec<Change> {
 }
 
 fn remove_devices(slot: Slot) -> Vec<Change> {
-    let chains = (0..MAX_INTERFACES).map(|index| slot.device(index));
+    let chains = (0..MAX_INTERFACES).flat_map(|index| [slot.device(index), slot.towards(index)]);
     let remove = |name: String| {
         let family = Family::Netdev;
         [

@@ -341,6 +341,7 @@ send(cast, own, 0x806, arp(2, own, "10.88.0.1", "10.88.0.1", forged("arp-is-gate
 send(cast, own, 0x806, arp(1, other, ours, "10.88.0.1", forged("arp-sender-mac")))
 send(other, own, 0x806, arp(2, own, ours, theirs, forged("arp-to-neighbour")))
 send(cast, own, 0x806, arp(1, own, ours, theirs, forged("arp-tells-neighbour")))
+send(cast, own, 0x806, arp(1, own, ours, "10.88.0.1", forged("arp-padding")))
 send(mac("33:33:00:00:00:01"), own, 0x86dd, ip6("fd00:88::2", "ff02::1", 58, b"\x86\0\0\0" + b"\x40\0\x07\x08" + b"\0" * 8 + forged("router")))
 send(gw, own, 0x86dd, ip6("fd00:88::2", "fd00:88::1", 58, b"\x89" + b"\0" * 7 + forged("redirect-icmp" + " " * 30)))
 send(gw, own, 0x86dd, ip6("fd00:88::2", "fd00:88::1", 58, na("fd00:88::1", forged("neighbour-advertisement"))))
@@ -375,7 +376,7 @@ fn forge(bridge_netfilter: bool) {
         for listener in &mut listeners {
             listener.wait_for("READY");
         }
-        assert_eq!(lab.python("a", &program).finish().trim(), "24", "all were sent");
+        assert_eq!(lab.python("a", &program).finish().trim(), "25", "all were sent");
         // The neighbour hears of the end from the host, which may speak to it.
         UdpSocket::bind("10.88.0.1:0").unwrap().send_to(b"THE-END", "10.88.0.3:9").unwrap();
         let lines = |said: String| said.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect::<Vec<_>>();

@@ -30,7 +30,7 @@ pub fn ingress(slot: Slot, port: &Port) -> Vec<Rule> {
         join([arp.clone(), vec![packet(0, 6), Step::IsNot(ethernet_arp)], drop()]),
         join([arp.clone(), vec![packet(8, 6), Step::IsNot(mac.to_vec())], drop()]),
         join([arp.clone(), none_of(packet(14, 4), addresses, true), drop()]),
-        join([arp.clone(), to_gateway.clone(), then(Verdict::Accept)]),
+        join([arp.clone(), to_gateway.clone(), mark()]),
     ];
     // On a bridge, who asks for a neighbour's address could tell that neighbour something by it.
     let foreign_target = |offset, length, v4: bool| match &port.neighbours {
@@ -42,7 +42,7 @@ pub fn ingress(slot: Slot, port: &Port) -> Vec<Rule> {
         rules.push(join([icmpv6.clone(), is(135), foreign_target(48, 16, false), drop()]));
     }
     rules.extend([
-        join([arp, request, broadcast, then(Verdict::Accept)]),
+        join([arp, request, broadcast, mark()]),
         join([ipv4, to_gateway.clone(), mark()]),
         join([icmpv6.clone(), nothing_else, drop()]),
         join([icmpv6.clone(), is(136), none_of(packet(48, 16), addresses, false), drop()]),
