@@ -9,7 +9,8 @@ use trust::attestation::statement::Subject;
 use trust::attestation::verify::{Expectations, Previous};
 use trust::digest::Digest;
 
-use crate::harness::{Node, Runsc, Setup, images, wait_until};
+use crate::harness::containerd::RUNTIME;
+use crate::harness::{Containerd, Node, Runsc, Setup, images, wait_until};
 
 #[test]
 fn the_statement_names_what_really_ran() {
@@ -39,8 +40,53 @@ fn the_statement_names_what_really_ran() {
     let capabilities = said["hardening"]["capabilities"].as_array().unwrap();
     assert!(capabilities.contains(&json!("CAP_KILL")) && !capabilities.contains(&json!("CAP_CHOWN")), "{said}");
     assert_eq!((&said["fence"]["mechanism"], &said["launch"]["kind"]), (&json!("sealed"), &json!("cold")));
-    assert_eq!((&said["agent"], &said["image"]), (&json!({"proof": "none"}), &json!("unknown")));
+    assert_eq!(said["agent"], json!({"proof": "none"}));
     node.remove("c");
+    node.assert_nothing_left();
+}
+
+#[test]
+fn the_image_is_what_containerd_has_under_the_containers_name_for_it() {
+    let nowhere = Digest::of(b"another image").to_string();
+    for containerd in [Containerd::V1_6, Containerd::V2_4] {
+        let node = Node::with(Setup { containerd, ..Setup::default() });
+        let listed = node.ctr(&["image", "ls"]).ok();
+        let row = listed.lines().find(|line| line.starts_with(images::BUSYBOX)).unwrap();
+        let [name, media_type, digest, ..] = row.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{row}") };
+        node.run_detached("c", &[], &["sleep", "1000"]);
+        let shown = node.cli_json(&["attestation", "get", "c"]);
+        let image = json!({"source": "containerd", "name": name, "digest": digest, "mediaType": media_type});
+        assert_eq!(shown["image"], image, "{containerd:?}");
+        let verify = |digest: &str| node.cli(&["attestation", "verify", "c", "--image-digest", digest]);
+        let said = verify(digest).ok();
+        assert!(said.contains(&format!("about image {digest}")), "{said}");
+        let wrong = verify(&nowhere);
+        assert!(wrong.status == 1 && wrong.stderr.contains("is not a subject"), "{wrong:?}");
+        let created = node.cli_json(&["audit", "search", "--event", "SandboxCreated"]);
+        let event = &created[0]["event"];
+        assert_eq!((&event["image"], &event["image_digest"]), (&json!(name), &json!(digest)), "{created}");
+        node.remove("c");
+        node.assert_nothing_left();
+    }
+}
+
+#[test]
+fn an_image_that_containerd_does_not_know_is_said_to_be_unknown_or_whose_word_it_is() {
+    let node = Node::start();
+    let root = node.path("rootfs");
+    fs::create_dir(&root).unwrap();
+    images::unpack(&root);
+    let digest = Digest::of(b"pinned");
+    let (pinned, tagged) = (format!("busybox@{digest}"), "busybox:1".to_owned());
+    let annotated = json!({"source": "annotation", "name": pinned, "digest": digest.to_string()});
+    for (id, name, expected) in [("pinned", &pinned, annotated), ("tagged", &tagged, json!({"source": "unknown"}))] {
+        node.note(id);
+        let option = format!("io.kubernetes.cri.image-name={name}");
+        let run = ["run", "--detach", "--rootfs", "--runtime", RUNTIME, "--annotation", &option];
+        node.ctr(&[&run[..], &[root.to_str().unwrap(), id, "/bin/sleep", "1000"]].concat()).ok();
+        assert_eq!(node.cli_json(&["attestation", "get", id])["image"], expected, "{id}");
+        node.remove(id);
+    }
     node.assert_nothing_left();
 }
 

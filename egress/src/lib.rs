@@ -8,6 +8,8 @@
 //! Reading order: `policy`, `protocol`, `client`; then `daemon` (privileged: kernel, files, sockets) and `worker` (no
 //! privileges: reads what sandboxes send).
 
+pub mod client;
+pub mod paths;
 pub mod policy;
 pub mod protocol;
 

@@ -1,10 +1,14 @@
-//! What is said over egress.sock: one JSON object a line, a request and then its answer, any number of them on a connection.
+//! What is said over egress.sock: one JSON object a line, a question and then its answer, any number of them on a connection.
+//! After `watch` the daemon goes on answering for as long as the connection stands.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use trust::digest::Digest;
+
+use crate::policy::{Protocol, Verdict};
 
 /// What this version of the protocol is called in every request.
 pub const VERSION: u32 = 1;
@@ -27,6 +31,95 @@ impl std::fmt::Display for SandboxKey {
     }
 }
 
+/// A question.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Question {
+    /// [`VERSION`].
+    pub version: u32,
+    /// What is asked.
+    pub ask: Ask,
+}
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ask {
+    /// A fence around a sandbox. One that is attached is attached anew, with the same mark. Answer: `fence`.
+    Attach(Attach),
+    /// Another policy for a sandbox; its own rules stay. Answer: `fence`.
+    Update(Update),
+    /// A rule of a sandbox's own, beside its policy; of equal ids the newer stays. Answer: `fence`.
+    AddRule(OwnRule),
+    /// The end of such a rule. Answer: `fence`.
+    RemoveRule(OwnRuleId),
+    /// Nothing of the sandbox's fence is left, whether there was one or not. Answer: `done`.
+    Detach(SandboxKey),
+    /// All fences. Answer: `fences`.
+    List,
+    /// What becomes of a flow of a sandbox, and why. Answer: `explained`.
+    Explain(Explain),
+    /// What was granted to a sandbox by the decision point is forgotten, and flows that it was granted for end. Answer: `done`.
+    Revoke(SandboxKey),
+    /// The policies' files are read again now. Answer: `reloaded`.
+    Reload,
+    /// The sandbox's fence, now and whenever it changes. Answers: `fence`, again and again.
+    Watch(SandboxKey),
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// As it stands now.
+    Fence(Fence),
+    /// All of them.
+    Fences(Vec<Listed>),
+    /// Why.
+    Explained(Explained),
+    /// What was read.
+    Reloaded(Reloaded),
+    /// It is done.
+    Done,
+    /// It is not.
+    Refused(Refusal),
+}
+
+/// Why a question has no other answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(deny_unknown_fields)]
+#[error("{message}")]
+pub struct Refusal {
+    /// For programs.
+    pub code: Code,
+    /// For people: what is wrong, and what to do.
+    pub message: String,
+}
+
+/// Why, for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    /// The question could not be read.
+    BadQuestion,
+    /// It is of another version of the protocol.
+    BadVersion,
+    /// There is no fence around a sandbox of this name.
+    NoSuchSandbox,
+    /// The sandbox has no rule of its own with this id.
+    NoSuchRule,
+    /// The policy cannot be read, or says what none may say.
+    PolicyInvalid,
+    /// No fence can stand around this network.
+    NotFenceable,
+    /// The kernel did not take the rules, or does not have them.
+    Kernel,
+    /// The half that answers DNS and carries connections does not answer.
+    Worker,
+    /// The daemon could not keep what it has to.
+    State,
+}
+
 /// Which policy a sandbox has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -34,7 +127,98 @@ pub enum PolicyRef {
     /// A file of policies.d, by its name; it follows the file's changes.
     Named(String),
     /// The policy itself, as JSON.
-    Inline(serde_json::Value),
+    Inline(Value),
+}
+
+/// Another policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Update {
+    /// Of which sandbox.
+    pub sandbox: SandboxKey,
+    /// From now on.
+    pub policy: PolicyRef,
+}
+
+/// A rule of one sandbox's own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OwnRule {
+    /// Of which sandbox.
+    pub sandbox: SandboxKey,
+    /// As a policy's JSON has it.
+    pub rule: Value,
+}
+
+/// Names a rule of one sandbox's own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OwnRuleId {
+    /// Of which sandbox.
+    pub sandbox: SandboxKey,
+    /// The rule's id.
+    pub id: String,
+}
+
+/// A flow to be judged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Explain {
+    /// Whose.
+    pub sandbox: SandboxKey,
+    /// A host name or an address.
+    pub destination: String,
+    /// To which port.
+    pub port: u16,
+    /// How.
+    pub protocol: Protocol,
+}
+
+/// A judgement.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Explained {
+    /// What becomes of it.
+    pub verdict: Verdict,
+    /// The rule that decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// Why.
+    pub reason: String,
+    /// The generation of the policy that was asked.
+    pub generation: u64,
+    /// What DNS answers, where the destination is a name: `REFUSED`, or `A 198.18.0.0/15`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<String>,
+}
+
+/// A fence among others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listed {
+    /// The fence.
+    pub fence: Fence,
+    /// For whom the sandbox works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
+    /// Its policy.
+    pub policy: PolicyRef,
+    /// The ids of the rules of its own.
+    pub own_rules: Vec<String>,
+    /// The flows that the gate carries for it now.
+    pub flows: u64,
+    /// Where it waits for the decision point: `host:port`.
+    pub pending: Vec<String>,
+}
+
+/// What a reload came to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reloaded {
+    /// The sandboxes that have another policy now.
+    pub changed: Vec<SandboxKey>,
+    /// What could not be read; who had it before keeps what was.
+    pub errors: Vec<String>,
 }
 
 /// Asks for a fence around a sandbox, before its first instruction.

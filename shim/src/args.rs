@@ -4,6 +4,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::{image, nhi};
+
 /// What is said of a name that is none.
 pub const IDENTIFIER: &str = "is not a containerd identifier (1 to 76 of A-Z a-z 0-9 joined by single . _ -)";
 
@@ -16,6 +18,10 @@ pub enum Args {
     Delete(Call),
     /// No action: serve the pod; our own re-exec of `start`.
     Serve(Call),
+    /// `image`: our own child, which asks containerd.
+    Image,
+    /// `agent`: our own child, which asks a creto-nhi service.
+    Agent,
     /// `-info`: describe the runtime to containerd ≥ 2.2.
     Info,
     /// `-v`: version for people.
@@ -109,6 +115,8 @@ impl Args {
             return Ok(Self::Info);
         }
         let action = match action.as_deref() {
+            Some(image::ACTION) => return Ok(Self::Image),
+            Some(nhi::ACTION) => return Ok(Self::Agent),
             None => Self::Serve,
             Some("start") => Self::Start,
             Some("delete") => Self::Delete,
@@ -154,6 +162,8 @@ mod tests {
                 Args::Start(Call { debug: true, ..call.clone() }),
             ),
             ("-debug=false -namespace ns -id c1 -address /run/c.sock start", Args::Start(call)),
+            ("image", Args::Image),
+            ("agent", Args::Agent),
             ("-info", Args::Info),
             ("-v", Args::Version),
         ] {

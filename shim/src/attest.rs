@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use trust::attestation::predicate::{Backend, Fence, Hardening, Limits, Mounts};
+use trust::attestation::predicate::{Backend, Fence, Hardening, Image, Limits, Mounts};
 use trust::digest::Digest;
 
 use crate::backend::Ran;
@@ -22,10 +22,12 @@ pub struct Facts {
     pub backend: Backend,
     /// How little it may do.
     pub hardening: Hardening,
+    /// What it was made from.
+    pub image: Image,
 }
 
-/// Reads the facts of a sandbox whose first container has this bundle and pid, and was made by this program.
-pub async fn facts(name: &str, ran: &Ran, bundle: &Path, pid: i32) -> Result<Facts, TaskError> {
+/// Reads the facts of a sandbox whose first container has this bundle and pid, and was made by this program from this image.
+pub async fn facts(name: &str, ran: &Ran, bundle: &Path, pid: i32, image: Image) -> Result<Facts, TaskError> {
     let path = bundle.join("config.json");
     let doing = |e: &dyn std::fmt::Display| TaskError::host(format!("reading {} back", path.display()), e);
     let config = fs::read(&path).map_err(|e| doing(&e))?;
@@ -33,14 +35,31 @@ pub async fn facts(name: &str, ran: &Ran, bundle: &Path, pid: i32) -> Result<Fac
     let binary = program_digest::of(&ran.program, &paths::state_root()).await?;
     let name = name.parse().map_err(|e| TaskError::host("naming the backend", e))?;
     let backend = Backend { name, binary, platform: ran.platform.clone() };
-    Ok(Facts { config: Digest::of(&config), backend, hardening: hardening(&spec, limits(pid)) })
+    Ok(Facts { config: Digest::of(&config), backend, hardening: hardening(&spec, limits(pid)), image })
 }
 
-/// What holds the sandbox's packets: so far, that it has no interface to send them by. Otherwise nothing is said.
-pub fn fence(pid: i32) -> Option<Fence> {
+/// How a sandbox can reach a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// It cannot: it has no interface but `lo`.
+    Sealed(Fence),
+    /// It has an interface, which needs a fence.
+    Wired,
+    /// Its process is gone.
+    Gone,
+}
+
+/// How the sandbox of a process can reach a network, as the kernel lists its interfaces.
+pub fn network(pid: i32) -> Network {
     let interfaces = interfaces::of(pid);
-    let sealed = !interfaces.is_empty() && interfaces::is_sealed(&interfaces);
-    sealed.then(|| Fence { mechanism: "sealed".into(), digest: Digest::of(interfaces.join("\n").as_bytes()) })
+    match interfaces.is_empty() {
+        true => Network::Gone,
+        false if interfaces::is_sealed(&interfaces) => {
+            let digest = Digest::of(interfaces.join("\n").as_bytes());
+            Network::Sealed(Fence { mechanism: "sealed".into(), digest })
+        }
+        false => Network::Wired,
+    }
 }
 
 /// What of the host a sandbox may use; nothing is said of one whose process is gone.

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde_json::Value;
-use trust::attestation::predicate::{Fence, Image, Launch, Sandbox};
+use egress::policy::Policies;
+use egress::protocol::{Fence, PolicyRef};
+use serde_json::{Value, json};
+use trust::attestation::predicate::{self, Launch, Sandbox};
 use trust::attestation::{self as statement, Observed};
 use trust::audit::{About, Audit, Event};
 use trust::clock::Timestamp;
@@ -17,18 +19,16 @@ use trust::id::AgentId;
 use trust::identity::workload::{self, Credential};
 use trust::identity::{Claim, Identity};
 
-use crate::attest::{self, Facts};
+use crate::attest::{self, Facts, Network};
 use crate::backend::Place;
 use crate::error::TaskError;
-use crate::paths;
 use crate::ports::Ports;
 use crate::request::SandboxRequest;
 use crate::run_dir::{self, Readers, RunDir};
 use crate::secrets::{SecretRef, Secrets};
 use crate::settings::Settings;
+use crate::{fence, paths};
 
-/// What a workload may reach where nobody says: nothing.
-const DENY_ALL: &[u8] = b"{\"rules\":[]}";
 /// After a renewal that failed.
 const AGAIN: Duration = Duration::from_secs(60);
 /// What is due is looked at so often: the clock may be set, and stands still for timers while the machine sleeps.
@@ -45,7 +45,7 @@ pub struct Bound {
     asked_secrets: Vec<SecretRef>,
     secrets: Secrets,
     launch: Launch,
-    policy: Digest,
+    policy: PolicyRef,
     state: Mutex<State>,
 }
 
@@ -58,6 +58,10 @@ struct State {
     facts: Option<(Facts, i32)>,
     /// It has ended: nothing more is said of it.
     ended: bool,
+    /// Of the network policy that holds.
+    policy: Digest,
+    /// What creto-egress has put around it.
+    fence: Option<Fence>,
     /// The current statement, if there is one.
     current: Option<Current>,
 }
@@ -65,7 +69,8 @@ struct State {
 struct Current {
     envelope: String,
     digest: Digest,
-    fence: Option<Fence>,
+    fence: Option<predicate::Fence>,
+    policy: Digest,
     renew_at: Timestamp,
 }
 
@@ -97,7 +102,8 @@ impl Bound {
             TaskError::Rejected(error.to_string())
         })?;
         about.agent = identity.agent().map(|agent| agent.to_string().as_str().into());
-        let policy = policy(&identity)?;
+        let policy = asked.network_policy.clone().unwrap_or_else(|| default_policy(&identity));
+        let policy_digest = digest_of(&policy)?;
         let secrets = Secrets::resolve(&asked.secrets, &settings.secrets).await.inspect_err(|error| {
             let error = error.to_string().as_str().into(); // whoever tries out names is seen
             ports.record.record(&about, Event::SandboxCreateFailed { step: "secrets".into(), error });
@@ -106,7 +112,8 @@ impl Bound {
         let now = ports.clock().timestamp();
         let credential = workload::issue(&signer, &ports.issuer, &identity, &sandbox.id, now, ports.token_lifetime);
         let credential = credential.map_err(|e| TaskError::host("the sandbox's token", e))?;
-        let state = Mutex::new(State { credential, dirs: BTreeMap::new(), facts: None, ended: false, current: None });
+        let (dirs, facts, fence, current) = Default::default();
+        let state = Mutex::new(State { credential, dirs, facts, ended: false, policy: policy_digest, fence, current });
         let (place, backend) = (place.clone(), backend.to_owned());
         let asked_secrets = asked.secrets.clone();
         Ok(Self { ports, place, sandbox, backend, about, identity, asked_secrets, secrets, launch, policy, state })
@@ -125,6 +132,11 @@ impl Bound {
     /// What its containers may know.
     pub fn secrets(&self) -> &[SecretRef] {
         &self.asked_secrets
+    }
+
+    /// Where they may connect to.
+    pub fn network_policy(&self) -> &PolicyRef {
+        &self.policy
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -175,7 +187,8 @@ impl Bound {
     /// The sandbox is made: says so, signed. Returns what the record has to say of it.
     pub fn attest(&self, facts: Facts, pid: i32) -> Result<Vec<Event>, TaskError> {
         let text = |digest: Digest| Some(digest.to_string().as_str().into());
-        let (config_digest, policy_digest) = (text(facts.config), text(self.policy));
+        let (config_digest, policy_digest) = (text(facts.config), text(self.state().policy));
+        let (image, image_digest) = (facts.image.name().map(Into::into), facts.image.digest().and_then(text));
         self.state().facts = Some((facts, pid));
         let issued = self.issue()?;
         let made = match &self.launch {
@@ -183,20 +196,57 @@ impl Bound {
                 let checkpoint = restored_from.to_string();
                 Event::SandboxRestored { checkpoint: checkpoint.as_str().into(), manifest_digest: text(*restored_from) }
             }
-            _ => Event::SandboxCreated { image: None, image_digest: None, config_digest, policy_digest },
+            _ => Event::SandboxCreated { image, image_digest, config_digest, policy_digest },
         };
         Ok(vec![made, issued])
     }
 
-    /// The workload may run from here on: a new statement before, if the fence is another than the one that was attested.
-    pub fn starts(&self, pid: i32) -> Result<(), TaskError> {
-        let (fence, mut events) = (attest::fence(pid), Vec::new());
-        if self.state().current.as_ref().is_none_or(|current| current.fence != fence) {
-            events.push(self.issue()?);
+    /// The workload may run from here on, behind its fence: no fence, no first instruction. A new statement before, if the one
+    /// that was made in Create says something else.
+    pub async fn starts(self: &Arc<Self>, pid: i32) -> Result<(), TaskError> {
+        match attest::network(pid) {
+            // ctr --cni and nerdctl wire the network between Create and Start.
+            Network::Wired => {
+                let agent = self.agent().map(ToString::to_string);
+                let attestation = self.state().current.as_ref().map(|current| current.digest);
+                let fence = fence::attach(&self.place, pid, agent, self.policy.clone(), attestation).await?;
+                self.fenced(fence)?;
+                fence::watch(self, self.place.clone());
+            }
+            Network::Sealed(_) => self.restate()?,
+            Network::Gone => return Err(TaskError::NotFound(format!("the process of {}", self.place.group))),
         }
-        events.push(Event::SandboxStarted { pid: u32::try_from(pid).ok() });
-        self.record(events);
+        self.record(vec![Event::SandboxStarted { pid: u32::try_from(pid).ok() }]);
         Ok(())
+    }
+
+    /// This fence stands around the sandbox now.
+    pub fn fenced(&self, fence: Fence) -> Result<(), TaskError> {
+        {
+            let mut state = self.state();
+            state.policy = fence.policy;
+            state.fence = Some(fence);
+        }
+        self.restate()
+    }
+
+    /// Nothing of the sandbox's fence is left, if there was one.
+    pub async fn unfence(&self) {
+        if self.state().fence.take().is_some() {
+            let place = self.place.clone();
+            let _ = tokio::task::spawn_blocking(move || fence::detach(&place)).await; // it panics never
+        }
+    }
+
+    /// A new statement, if the current one says something else than what is.
+    fn restate(&self) -> Result<(), TaskError> {
+        let changed = {
+            let state = self.state();
+            let Some((_, pid)) = state.facts.as_ref() else { return Ok(()) }; // it has ended
+            let now = (state.standing(*pid), state.policy);
+            state.current.as_ref().is_none_or(|current| (current.fence.clone(), current.policy) != now)
+        };
+        if changed { self.updated() } else { Ok(()) }
     }
 
     /// What is stated has changed, or is about to end: says it anew, signed.
@@ -214,20 +264,20 @@ impl Bound {
             return Err(doing(&"it has ended, or was not made yet"));
         };
         // Each time: a renewed statement is not about what once was.
-        let fence = attest::fence(pid);
+        let (fence, policy) = (state.standing(pid), state.policy);
         facts.hardening.limits = attest::limits(pid);
         let signer = self.ports.keyring.signer().map_err(|e| doing(&e))?;
         let now = self.ports.clock().timestamp();
         let observed = Observed {
             config: facts.config,
-            policy: self.policy,
+            policy,
             sandbox: self.sandbox.clone(),
             agent: (&self.identity).into(),
             backend: facts.backend,
             node: self.ports.node.clone(),
             fence: fence.clone(),
             hardening: facts.hardening,
-            image: Image::Unknown, // containerd tells a shim no digest
+            image: facts.image,
             launch: self.launch.clone(),
         };
         let previous = state.current.as_ref().map(|current| current.digest);
@@ -242,7 +292,7 @@ impl Bound {
             return Err(doing(&error));
         }
         let renew_at = now.plus(self.ports.validity * 2 / 3);
-        state.current = Some(Current { envelope: json, digest, fence, renew_at });
+        state.current = Some(Current { envelope: json, digest, fence, policy, renew_at });
         Ok(Event::AttestationIssued {
             statement: digest.to_string().as_str().into(),
             previous: previous.map(|digest| digest.to_string().as_str().into()),
@@ -312,12 +362,31 @@ impl Bound {
     }
 }
 
-/// The policy that holds where no request names one: the agent's own, of the node's policies.
-fn policy(identity: &Identity) -> Result<Digest, TaskError> {
-    let Some(name) = identity.default_policy() else { return Ok(Digest::of(DENY_ALL)) };
-    let path = paths::policies().join(format!("{name}.toml"));
-    let text = fs::read(&path).map_err(|e| TaskError::host(format!("the agent's policy {}", path.display()), e))?;
-    Ok(Digest::of(&text))
+impl State {
+    /// What holds the sandbox's packets.
+    fn standing(&self, pid: i32) -> Option<predicate::Fence> {
+        match attest::network(pid) {
+            Network::Sealed(sealed) => Some(sealed),
+            Network::Wired | Network::Gone => self
+                .fence
+                .as_ref()
+                .map(|fence| predicate::Fence { mechanism: "nftables".into(), digest: fence.ruleset }),
+        }
+    }
+}
+
+/// The policy that holds where no request names one: the agent's own, of the node's policies; without one nothing passes.
+fn default_policy(identity: &Identity) -> PolicyRef {
+    match identity.default_policy() {
+        Some(name) => PolicyRef::Named(name.to_string()),
+        None => PolicyRef::Inline(json!({"rules": []})),
+    }
+}
+
+/// No sandbox is made with a policy that nobody could enforce.
+fn digest_of(policy: &PolicyRef) -> Result<Digest, TaskError> {
+    let policy = Policies::new(paths::policies()).resolve(policy);
+    policy.map(|policy| policy.digest()).map_err(|e| TaskError::Invalid(format!("network policy: {e}")))
 }
 
 /// Adds a statement to those that are kept of a sandbox: numbered, the newest last. Returns where it is.

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task as ev;
@@ -20,15 +20,18 @@ use crate::backend::{Made, NewContainer};
 use crate::checkpoint::manifest;
 use crate::error::TaskError;
 use crate::events::timestamp;
-use crate::harden::Policy;
+use crate::harden::{BackendKind, Policy};
 use crate::hooks::{Hooks, Moment};
+use crate::image::Asked;
 use crate::request::SandboxRequest;
 use crate::task::{Exit, Input, Phase};
 use crate::tasks::{Key, Pod, Process};
-use crate::{attest, bundle, cgroup, exec, harden, mounts, options, paths, stdio, sys};
+use crate::{attest, bundle, cgroup, confine, exec, harden, mounts, options, paths, stdio, sys};
 
 /// The status of a process that could not be started.
 const NOT_STARTED: u32 = 255;
+/// After so long a started task's shim has said what there is to say of it, and is idle.
+const SETTLED: Duration = Duration::from_millis(200);
 /// Linux has no signal above it (SIGRTMAX).
 const LAST_SIGNAL: u32 = 64;
 
@@ -75,6 +78,9 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
     let (settings, options) = options::read(req.options.as_ref(), &paths::settings())?;
     let mut spec = bundle::read(&theirs)?;
     let asked = SandboxRequest::parse(&spec, &settings)?;
+    if pod.begins_with(id) {
+        confine::confine(BackendKind::of(&asked.maker(&settings)?)); // nothing of the pod runs yet
+    }
     fs::create_dir_all(&ours).map_err(|e| TaskError::host(format!("creating {}", ours.display()), e))?;
     let (checkpoint, launch) = match req.checkpoint.as_str() {
         "" => (None, Launch::Cold {}),
@@ -109,6 +115,7 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
     let (stdin, stdout, stderr) = (req.stdin.clone(), req.stdout.clone(), req.stderr.clone());
     let stdio = stdio::Request { stdin, stdout, stderr, terminal: req.terminal, owner: options.io_owner };
     let checkpoint = checkpoint.as_deref();
+    let image = pod.begins_with(id).then(|| Asked::about(&pod.place, &spec)); // answered while the sandbox is made
     let new = NewContainer { id, spec, bundle: &ours, stdio: &stdio, options: &options, checkpoint };
     let Made { pid, io } = backend.create(new).await?;
 
@@ -116,8 +123,8 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
     hooks.run(Moment::Created, pid, &ours).await?;
 
     *step = "attestation"; // what is there, read back; not what was asked for
-    if pod.begins_with(id) {
-        let facts = attest::facts(bound.backend(), &backend.ran()?, &ours, pid).await?;
+    if let Some(image) = image {
+        let facts = attest::facts(bound.backend(), &backend.ran()?, &ours, pid, image.image().await).await?;
         let events = bound.attest(facts, pid)?;
         bound.record(events);
         bound.keep_fresh();
@@ -156,6 +163,9 @@ async fn clean(pod: &Pod, id: &str, bundle: &Path) {
     }
     if let Some(bound) = pod.bound() {
         bound.leave(id);
+        if pod.begins_with(id) {
+            bound.unfence().await;
+        }
     }
     let _ = fs::remove_dir_all(pod.bundle(id));
     mounts::unmount_all(&bundle.join("rootfs"));
@@ -182,11 +192,14 @@ async fn start_init(pod: &Arc<Pod>, key: &Key) -> Result<(), TaskError> {
     let saved = checkpoint(&bundle);
     let (hooks, pid) = pod.with(key, |p| (p.hooks.clone(), p.pid))?;
     if let Some(bound) = pod.bound().filter(|_| pod.begins_with(&key.id)) {
-        // ctr --cni and nerdctl wire the network between Create and Start.
-        bound.starts(pid)?;
+        bound.starts(pid).await?; // the first instruction runs behind the fence
     }
     pod.backend()?.start(&key.id, saved.exists().then_some(saved.as_path())).await?;
     let _ = fs::remove_dir_all(&saved); // most have none
+    tokio::spawn(async {
+        tokio::time::sleep(SETTLED).await;
+        sys::give_memory_back();
+    });
     after(&hooks, Moment::Started, pid, &bundle).await;
     Ok(())
 }

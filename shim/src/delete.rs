@@ -12,16 +12,19 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 use crate::args::Call;
 use crate::backend::{self, Place};
 use crate::task::KILLED;
-use crate::{events, mounts, paths};
+use crate::{events, fence, mounts, paths};
 
 /// Runs the action.
 pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
     let bundle = call.bundle.clone().unwrap_or_else(|| PathBuf::from("."));
     let group = crate::start::group(&bundle.join("config.json"), &call.id).unwrap_or_else(|_| call.id.clone());
     let dir = paths::sandbox(&paths::state_root(), &call.address, &call.namespace, &group);
-    backend::sweep(&Place { dir, namespace: call.namespace.clone(), group: group.clone() }, &call.id)?;
+    let (address, namespace) = (call.address.clone(), call.namespace.clone());
+    let place = Place { dir, address, namespace, group: group.clone() };
+    backend::sweep(&place, &call.id)?;
     mounts::unmount_all(&bundle.join("rootfs"));
     if group == call.id {
+        fence::detach(&place);
         let _ = fs::remove_file(paths::socket(&call.address, &call.namespace, &group, None));
     }
     let exited_at = MessageField::some(events::timestamp(SystemTime::now()));

@@ -11,17 +11,22 @@ mod bound;
 mod bundle;
 mod cgroup;
 mod checkpoint;
+mod confine;
 mod create;
 mod delete;
+mod errand;
 mod error;
 mod events;
 mod exec;
+mod fence;
 mod harden;
 mod hooks;
+mod image;
 mod info;
 mod interfaces;
 mod log;
 mod mounts;
+mod nhi;
 mod options;
 mod paths;
 mod ports;
@@ -53,6 +58,8 @@ fn main() -> ExitCode {
         Ok(args::Args::Start(call)) => start::run(&call).map_err(Into::into),
         Ok(args::Args::Serve(call)) => serve::run(&call),
         Ok(args::Args::Delete(call)) => delete::run(&call),
+        Ok(args::Args::Image) => image::run(),
+        Ok(args::Args::Agent) => nhi::run(),
         Ok(args::Args::Info) => info::run(),
         Err(error) => Err(error.into()),
     };

@@ -85,6 +85,11 @@ pub fn agents() -> PathBuf {
     etc().join("agents.d")
 }
 
+/// Where creto-egress answers.
+pub fn egress() -> PathBuf {
+    state_root().join("egress.sock")
+}
+
 /// The network policies of the node, a file each.
 pub fn policies() -> PathBuf {
     etc().join("policies.d")

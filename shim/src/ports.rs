@@ -17,6 +17,7 @@ use trust::identity::{self, Binder};
 use trust::keys::Keyring;
 
 use crate::error::TaskError;
+use crate::nhi::Nhi;
 use crate::paths;
 use crate::settings::Settings;
 
@@ -47,7 +48,10 @@ impl Ports {
         let identity = &settings.identity;
         let audience = identity.audience.clone().unwrap_or_else(|| format!("creto:{}", node.id));
         let binder = Binder {
-            source: Box::new(Registry::new(paths::agents())),
+            source: match identity.service().map_err(TaskError::Invalid)? {
+                None => Box::new(Registry::new(paths::agents())),
+                Some(service) => Box::new(Nhi(service.clone())),
+            },
             seen: SeenTokens::new(lib.join("seen-tokens")),
             clock,
             settings: identity::Settings {

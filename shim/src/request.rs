@@ -6,8 +6,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use egress::policy::Document;
+use egress::protocol::PolicyRef;
 use serde_json::Value;
-use trust::id::AgentId;
+use trust::id::{AgentId, PolicyName};
 use trust::identity::token;
 use zeroize::Zeroizing;
 
@@ -20,10 +22,24 @@ const PREFIX: &str = "creto.dev/";
 const AGENT: &str = "creto.dev/agent";
 const AGENT_TOKEN_FILE: &str = "creto.dev/agent-token-file";
 const BACKEND: &str = "creto.dev/backend";
+const NETWORK_POLICY: &str = "creto.dev/network-policy";
 const PROFILE: &str = "creto.dev/profile";
 const RUNSC_PATH: &str = "creto.dev/runsc-path";
 const SECRETS: &str = "creto.dev/secrets";
-const ALL: [&str; 6] = [AGENT, AGENT_TOKEN_FILE, BACKEND, PROFILE, RUNSC_PATH, SECRETS];
+const ALL: [&str; 7] = [AGENT, AGENT_TOKEN_FILE, BACKEND, NETWORK_POLICY, PROFILE, RUNSC_PATH, SECRETS];
+
+/// What was settled with a pod's first container.
+#[derive(Clone, Copy, Debug)]
+pub struct Settled<'a> {
+    /// Who has made the sandbox.
+    pub maker: &'a Maker,
+    /// For whom it works.
+    pub agent: Option<&'a AgentId>,
+    /// What its containers may know.
+    pub secrets: &'a [SecretRef],
+    /// Where they may connect to.
+    pub network_policy: &'a PolicyRef,
+}
 
 /// Who makes a pod's sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +67,8 @@ pub struct SandboxRequest {
     pub agent: Option<AgentId>,
     /// How much is taken away from the workload.
     pub profile: Profile,
+    /// Where it may connect to; the agent's own policy where none is named.
+    pub network_policy: Option<PolicyRef>,
     /// What the workload may know.
     pub secrets: Vec<SecretRef>,
     token_file: Option<PathBuf>,
@@ -75,6 +93,7 @@ impl SandboxRequest {
                     request.agent =
                         Some(value.parse().map_err(|e| TaskError::Invalid(format!("annotation {key}: {e}")))?)
                 }
+                NETWORK_POLICY => request.network_policy = Some(network_policy(value)?),
                 AGENT_TOKEN_FILE => request.token_file = Some(value.into()),
                 PROFILE => {
                     let profile = value.parse();
@@ -128,7 +147,8 @@ impl SandboxRequest {
 
     /// A further container of a pod asks for nothing else than the pod's sandbox is; whom it works for was settled with the
     /// first one.
-    pub fn agrees(&self, pod: &Maker, agent: Option<&AgentId>, secrets: &[SecretRef]) -> Result<(), TaskError> {
+    pub fn agrees(&self, settled: &Settled<'_>) -> Result<(), TaskError> {
+        let Settled { maker: pod, agent, secrets, network_policy } = *settled;
         let refused = |key: &str, asked: String, has: String| {
             let why = format!("annotation {key}: {asked}, but the pod's sandbox has {has}; give both the same");
             Err(TaskError::Invalid(why))
@@ -142,6 +162,9 @@ impl SandboxRequest {
         if !self.secrets.is_empty() && self.secrets != secrets {
             return refused(SECRETS, list(&self.secrets), list(secrets));
         }
+        if let Some(asked) = self.network_policy.as_ref().filter(|asked| *asked != network_policy) {
+            return refused(NETWORK_POLICY, policy_name(asked), policy_name(network_policy));
+        }
         match (&self.runsc, pod) {
             (None, _) => Ok(()),
             (Some(asked), Maker::Gvisor(Some(has))) if asked == has => Ok(()),
@@ -153,6 +176,26 @@ impl SandboxRequest {
             }
             (Some(asked), Maker::Delegate(name, _)) => refused(RUNSC_PATH, asked.display().to_string(), name.clone()),
         }
+    }
+}
+
+/// A policy's name, or the policy itself as JSON.
+fn network_policy(value: &str) -> Result<PolicyRef, TaskError> {
+    let invalid = |e: &dyn std::fmt::Display| TaskError::Invalid(format!("annotation {NETWORK_POLICY}: {e}"));
+    if !value.trim_start().starts_with('{') {
+        let name: PolicyName = value.parse().map_err(|e| invalid(&e))?;
+        return Ok(PolicyRef::Named(name.to_string()));
+    }
+    let policy: Value = serde_json::from_str(value).map_err(|e| invalid(&e))?;
+    Document::from_json_value(&policy).map_err(|e| invalid(&e))?;
+    Ok(PolicyRef::Inline(policy))
+}
+
+/// For people.
+fn policy_name(policy: &PolicyRef) -> String {
+    match policy {
+        PolicyRef::Named(name) => name.clone(),
+        PolicyRef::Inline(policy) => policy.to_string(),
     }
 }
 
@@ -219,6 +262,9 @@ mod tests {
             (AGENT, "spiffe://Example.org/a", "creto.dev/agent"),
             (PROFILE, "lax", "default, strict"),
             (SECRETS, "env:x", "file:NAME"),
+            (NETWORK_POLICY, "a/b", "policy name"),
+            (NETWORK_POLICY, "{\"rules\": [{}]}", "rule 1: destination: missing"),
+            (NETWORK_POLICY, " {", "creto.dev/network-policy"),
             (RUNSC_PATH, "runsc", "absolute"),
             (RUNSC_PATH, "/bin/sh", "runsc_dirs"),
         ] {
@@ -231,26 +277,34 @@ mod tests {
     fn a_container_of_a_pod_gets_the_pods_sandbox_or_is_told_what_it_is() {
         let settings = Settings { backend: KATA.into(), ..Settings::default() };
         let gvisor = Maker::Gvisor(None);
-        SandboxRequest::default().agrees(&gvisor, None, &[]).unwrap(); // the default does not matter where nothing was asked for
-        parse(BACKEND, "gvisor", &settings).unwrap().agrees(&gvisor, None, &[]).unwrap();
-        let error = parse(BACKEND, "kata", &settings).unwrap().agrees(&gvisor, None, &[]).unwrap_err().to_string();
+        static POLICY: PolicyRef = PolicyRef::Named(String::new());
+        fn pod<'a>(maker: &'a Maker, agent: Option<&'a AgentId>, secrets: &'a [SecretRef]) -> Settled<'a> {
+            Settled { maker, agent, secrets, network_policy: &POLICY }
+        }
+        SandboxRequest::default().agrees(&pod(&gvisor, None, &[])).unwrap(); // the default does not matter where nothing was asked for
+        parse(BACKEND, "gvisor", &settings).unwrap().agrees(&pod(&gvisor, None, &[])).unwrap();
+        let error =
+            parse(BACKEND, "kata", &settings).unwrap().agrees(&pod(&gvisor, None, &[])).unwrap_err().to_string();
         assert!(error.contains("kata") && error.contains("has gvisor"), "{error}");
         let canary = SandboxRequest { runsc: Some("/opt/runsc".into()), ..Default::default() };
-        canary.agrees(&Maker::Gvisor(Some("/opt/runsc".into())), None, &[]).unwrap();
-        assert!(canary.agrees(&gvisor, None, &[]).unwrap_err().to_string().contains("the runsc in PATH"));
+        canary.agrees(&pod(&Maker::Gvisor(Some("/opt/runsc".into())), None, &[])).unwrap();
+        assert!(canary.agrees(&pod(&gvisor, None, &[])).unwrap_err().to_string().contains("the runsc in PATH"));
         let agents = ["a", "b"].map(|name| format!("spiffe://example.org/{name}"));
         let asked = parse(AGENT, &agents[0], &settings).unwrap();
-        asked.agrees(&gvisor, Some(&agents[0].parse().unwrap()), &[]).unwrap();
+        asked.agrees(&pod(&gvisor, Some(&agents[0].parse().unwrap()), &[])).unwrap();
         for other in [None, Some(agents[1].parse().unwrap())] {
-            assert!(asked.agrees(&gvisor, other.as_ref(), &[]).unwrap_err().to_string().contains(AGENT));
+            assert!(asked.agrees(&pod(&gvisor, other.as_ref(), &[])).unwrap_err().to_string().contains(AGENT));
         }
         let asked = parse(SECRETS, "file:a", &settings).unwrap();
-        asked.agrees(&gvisor, None, &asked.secrets).unwrap();
-        SandboxRequest::default().agrees(&gvisor, None, &asked.secrets).unwrap();
+        asked.agrees(&pod(&gvisor, None, &asked.secrets)).unwrap();
+        SandboxRequest::default().agrees(&pod(&gvisor, None, &asked.secrets)).unwrap();
         for other in [vec![], vec![SecretRef::File("b".into())], vec![SecretRef::Command("a".into())]] {
-            assert!(asked.agrees(&gvisor, None, &other).unwrap_err().to_string().contains(SECRETS));
+            assert!(asked.agrees(&pod(&gvisor, None, &other)).unwrap_err().to_string().contains(SECRETS));
         }
         assert!(canary.maker(&settings).unwrap_err().to_string().contains("the backend is kata"));
+        let asked = parse(NETWORK_POLICY, "web", &settings).unwrap();
+        let error = asked.agrees(&pod(&gvisor, None, &[])).unwrap_err().to_string();
+        assert!(error.contains(NETWORK_POLICY) && error.contains("web"), "{error}");
     }
 
     #[test]

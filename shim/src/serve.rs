@@ -33,7 +33,7 @@ pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
     let socket = std::env::var_os("CRETO_SHIM_SOCKET").map(PathBuf::from);
     let dir = paths::sandbox(&paths::state_root(), &call.address, &call.namespace, &group);
     std::fs::create_dir_all(&dir)?;
-    let place = Place { dir, namespace: call.namespace.clone(), group };
+    let place = Place { dir, address: call.address.clone(), namespace: call.namespace.clone(), group };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(serve(call, listener, place));
     // Else it would wait for a thread that reads from somebody who does not end.

@@ -192,7 +192,7 @@ mod tests {
 
     /// A pod whose sandbox does not exist: a call that gets past the phase's check fails on the host (Unknown).
     fn pod(given: Given, dir: &std::path::Path) -> Service {
-        let place = Place { dir: dir.to_owned(), namespace: "ns".into(), group: "c1".into() };
+        let place = Place { dir: dir.to_owned(), address: "".into(), namespace: "ns".into(), group: "c1".into() };
         let pod = Pod::new(place, Events::new(None, "ns".into()));
         if let Given::In(phase) = given {
             pod.adopt(Gvisor::open(pod.place.clone(), None, Default::default()).unwrap());

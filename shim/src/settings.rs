@@ -76,6 +76,10 @@ pub struct IdentitySettings {
     pub anonymous: Permission,
     /// Sandboxes that name an agent and bring no token of it.
     pub operator: Permission,
+    /// Where agents are looked up.
+    pub source: Source,
+    /// The table `[identity.http]`.
+    pub http: Option<HttpSettings>,
     /// The node's name; the host's without.
     pub node: Option<NodeId>,
     /// In which the node names itself, and the sandboxes of nobody.
@@ -87,11 +91,57 @@ pub struct IdentitySettings {
     pub token_lifetime: Duration,
 }
 
+/// Where agents are looked up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// In files on the node.
+    #[default]
+    Registry,
+    /// At a creto-nhi service.
+    Http,
+}
+
+/// The table `[identity.http]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpSettings {
+    /// Of the service: `https://…`, or `http://` and a loopback address.
+    pub url: String,
+    /// Certificates (PEM) of whoever vouches for it.
+    pub ca_file: Option<PathBuf>,
+    /// One request, all in all.
+    #[serde(default = "HttpSettings::timeout", deserialize_with = "timeout")]
+    pub timeout: Duration,
+}
+
+impl HttpSettings {
+    /// Nobody's Create waits longer.
+    pub const LONGEST: Duration = Duration::from_secs(30);
+
+    fn timeout() -> Duration {
+        Duration::from_secs(2)
+    }
+}
+
+impl IdentitySettings {
+    /// The service that is asked; `None` for the registry.
+    pub fn service(&self) -> Result<Option<&HttpSettings>, String> {
+        match (self.source, &self.http) {
+            (Source::Registry, _) => Ok(None),
+            (Source::Http, Some(http)) => Ok(Some(http)),
+            (Source::Http, None) => Err("identity.source is \"http\": give the service in [identity.http], url".into()),
+        }
+    }
+}
+
 impl Default for IdentitySettings {
     fn default() -> Self {
         let (anonymous, operator) = (Permission::Allow, Permission::Allow);
+        let (source, http) = Default::default();
         let (node, audience, token_lifetime) = (None, None, Duration::from_secs(60 * 60));
-        Self { anonymous, operator, node, trust_domain: local_domain(), audience, token_lifetime }
+        let trust_domain = local_domain();
+        Self { anonymous, operator, source, http, node, trust_domain, audience, token_lifetime }
     }
 }
 
@@ -102,6 +152,18 @@ fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duratio
     match parsed >= Duration::from_secs(60) {
         true => Ok(parsed),
         false => Err(serde::de::Error::custom(format!("{text:?}: give a minute or more, such as \"1h\""))),
+    }
+}
+
+/// `2s`, and no longer than somebody waits for a sandbox.
+fn timeout<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let parsed = humantime::parse_duration(&text).map_err(|e| serde::de::Error::custom(format!("{text:?}: {e}")))?;
+    match !parsed.is_zero() && parsed <= HttpSettings::LONGEST {
+        true => Ok(parsed),
+        false => {
+            Err(serde::de::Error::custom(format!("{text:?}: give up to {:?}, such as \"2s\"", HttpSettings::LONGEST)))
+        }
     }
 }
 
@@ -160,6 +222,7 @@ impl Settings {
                 return Err(invalid(format!("delegates.{name}.shim: {shim} is neither a name nor an absolute path")));
             }
         }
+        settings.identity.service().map_err(invalid)?;
         if !settings.knows(&settings.backend) {
             return Err(invalid(format!("backend: {:?} is none; allowed: {}", settings.backend, settings.backends())));
         }
@@ -218,6 +281,11 @@ mod tests {
             ("[identity]\ntrust_domain = \"Example.org\"", "trust domain"),
             ("[identity]\ntoken_lifetime = \"soon\"", "soon"),
             ("[identity]\ntoken_lifetime = \"1s\"", "a minute or more"),
+            ("[identity]\nsource = \"ldap\"", "expected `registry` or `http`"),
+            ("[identity]\nsource = \"http\"", "[identity.http]"),
+            ("[identity.http]\nca_file = \"x\"", "url"),
+            ("[identity.http]\nurl = \"https://x\"\ntimeout = \"1h\"", "up to 30s"),
+            ("[identity.http]\nurl = \"https://x\"\ntimeout = \"0s\"", "up to 30s"),
             ("[secrets]\ndir = 1", "dir"),
             ("[", "expected"),
         ] {

@@ -4,6 +4,41 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::Command;
 
+/// Holds all threads of this process, and what they start, to a filter of system calls. Not by `seccompiler`, which would also set
+/// no_new_privs: children that change to another user's rights by exec would no longer do so, and root needs no such promise.
+pub fn install_filter(program: &[seccompiler::sock_filter]) -> io::Result<()> {
+    install(program, libc::SECCOMP_FILTER_FLAG_TSYNC)
+}
+
+/// This thread alone: a test has no process to itself.
+#[cfg(test)]
+pub fn install_filter_here(program: &[seccompiler::sock_filter]) -> io::Result<()> {
+    // SAFETY: PR_SET_NO_NEW_PRIVS takes integers; it lets a test without privileges install a filter.
+    unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    install(program, 0)
+}
+
+/// A system call with arguments that no call takes.
+#[cfg(test)]
+pub fn call_for_test(number: libc::c_long) -> io::Result<()> {
+    // SAFETY: null pointers and zeros; each of the calls tested refuses them, or takes none.
+    match unsafe { libc::syscall(number, 0, 0, 0, 0, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+fn install(program: &[seccompiler::sock_filter], flags: libc::c_ulong) -> io::Result<()> {
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut().cast() };
+    // SAFETY: the kernel copies the program, whose instructions have the same layout in both crates (linux/filter.h), and
+    // keeps no pointer into it.
+    match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const filter) } {
+        0 => Ok(()),
+        thread if thread > 0 => Err(io::Error::other(format!("thread {thread} has another filter"))),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// The descriptor on which a re-executed shim finds its listening socket.
 pub const LISTENER_FD: RawFd = 3;
 
@@ -23,7 +58,7 @@ pub fn share_one_heap() {
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
-/// Gives back what a Create needed and nobody needs any more, the heap and the code: a node multiplies it by its sandboxes.
+/// Gives back what a Create or Start needed and nobody needs any more, the heap and the code: a node multiplies it by its sandboxes.
 /// Code that is called again is still in the page cache, at a minor fault for 64 KiB of it.
 #[cfg(target_env = "gnu")]
 pub fn give_memory_back() {

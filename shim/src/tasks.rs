@@ -20,7 +20,7 @@ use crate::events::{Events, timestamp};
 use crate::exec::ExecProcess;
 use crate::harden::{BackendKind, Policy};
 use crate::hooks::Hooks;
-use crate::request::{Maker, SandboxRequest};
+use crate::request::{Maker, SandboxRequest, Settled};
 use crate::settings::Settings;
 use crate::task::{Exit, Heard, Input, Phase, step};
 use crate::{paths, stdio};
@@ -165,7 +165,8 @@ impl Pod {
         let none = || TaskError::NotFound(format!("the sandbox of pod {}", self.place.group));
         let Sandbox { maker, backend, bound } = self.sandbox().clone().ok_or_else(none)?;
         let bound = bound.ok_or_else(none)?;
-        asked.agrees(&maker, bound.agent(), bound.secrets())?;
+        let (agent, secrets, network_policy) = (bound.agent(), bound.secrets(), bound.network_policy());
+        asked.agrees(&Settled { maker: &maker, agent, secrets, network_policy })?;
         Ok((backend, bound, BackendKind::of(&maker)))
     }
 

@@ -7,6 +7,7 @@ pub mod events;
 pub mod images;
 pub mod kata;
 pub mod leaks;
+pub mod nhi;
 pub mod parts;
 pub mod process;
 pub mod terminal;

@@ -24,15 +24,24 @@ pub struct Agent {
 impl Agent {
     /// Registered at the node.
     pub fn register(node: &Node, name: &str, seed: u8) -> Self {
-        let agent =
-            Self { id: format!("spiffe://example.org/agents/{name}"), key: SigningKey::from_bytes(&[seed; 32]) };
+        let agent = Self::unregistered(name, seed);
         agent.write(node, name, "enabled");
         agent
     }
 
+    /// Known to nobody yet.
+    pub fn unregistered(name: &str, seed: u8) -> Self {
+        Self { id: format!("spiffe://example.org/agents/{name}"), key: SigningKey::from_bytes(&[seed; 32]) }
+    }
+
+    /// The `x` of its public key's JWK.
+    pub fn x(&self) -> String {
+        BASE64_URL_SAFE_NO_PAD.encode(self.key.verifying_key().to_bytes())
+    }
+
     /// (Re)writes its file.
     pub fn write(&self, node: &Node, name: &str, status: &str) {
-        let x = BASE64_URL_SAFE_NO_PAD.encode(self.key.verifying_key().to_bytes());
+        let x = self.x();
         let dir = node.path("creto/etc/agents.d");
         fs::create_dir_all(&dir).unwrap();
         let text = format!(

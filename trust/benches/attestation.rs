@@ -42,7 +42,11 @@ fn observed() -> Observed {
             mounts: Mounts { readonly_root: false, total: 11, host: 4, host_writable: 1 },
             limits: Limits { memory_bytes: Some(2 << 30), cpu_millis: Some(2000), pids: Some(512) },
         },
-        image: Image::Known(digest("image")),
+        image: Image::Containerd {
+            name: "registry.example.org/agents/research-assistant:2026.11".into(),
+            digest: digest("image"),
+            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+        },
         launch: Launch::Claimed {},
     }
 }

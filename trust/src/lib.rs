@@ -12,7 +12,11 @@ pub mod audit;
 pub mod identity;
 pub mod keys;
 
+pub mod chain;
 pub mod clock;
+pub mod custody;
 pub mod digest;
+#[cfg(feature = "http")]
+pub mod https;
 pub mod id;
-mod json;
+pub mod json;

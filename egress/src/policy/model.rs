@@ -1,5 +1,7 @@
 //! A policy: what a sandbox may connect to. How it is written stands in `parse`.
 
+use std::cmp::Reverse;
+use std::fmt;
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
@@ -17,13 +19,14 @@ pub struct Policy {
 /// One line of a policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// How decisions name it: as the policy does, else its place (`1`, `2`, …).
+    /// How decisions name it: as the policy does, else its place (`1`, `2`, …); one that was included has the name of its
+    /// policy before that (`base/1`).
     pub id: String,
     /// To where.
     pub destination: Destination,
     /// To which ports; any where none is named.
     pub ports: Vec<PortRange>,
-    /// How; any of them where none is named.
+    /// How; any of them where none is named. A name is reached by TCP alone.
     pub protocol: Option<Protocol>,
     /// What becomes of it.
     pub action: Action,
@@ -46,7 +49,7 @@ pub enum Destination {
 pub type PortRange = RangeInclusive<u16>;
 
 /// What carries it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.
@@ -80,4 +83,34 @@ pub struct AddressRule {
     pub protocol: Option<Protocol>,
     /// What becomes of it. RequireAuthz: TCP is brought to the gate, UDP is refused.
     pub action: Action,
+}
+
+impl Rule {
+    /// Whether it speaks of this protocol. Of names no rule speaks but of TCP.
+    pub fn speaks_of(&self, protocol: Protocol) -> bool {
+        let by_name = !matches!(self.destination, Destination::Net(_));
+        self.protocol.is_none_or(|own| own == protocol) && !(by_name && protocol == Protocol::Udp)
+    }
+
+    /// Whether it is about one address and no other.
+    pub(super) fn is_one_address(&self) -> bool {
+        matches!(&self.destination, Destination::Net(net) if net.prefix_len() == net.max_prefix_len())
+    }
+
+    /// Among rules of one destination the least of these decides: the strictest first, then the one without
+    /// `allow_special`, then by id, so that no order of writing counts.
+    pub(super) fn strictness(&self) -> (Reverse<Action>, bool, &str) {
+        (Reverse(self.action), self.allow_special, &self.id)
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => name.fmt(f),
+            Self::Zone(zone) => write!(f, "*.{zone}"),
+            Self::Net(net) if net.prefix_len() == net.max_prefix_len() => net.addr().fmt(f),
+            Self::Net(net) => net.fmt(f),
+        }
+    }
 }

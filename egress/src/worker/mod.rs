@@ -1,6 +1,9 @@
 //! The half without privileges: answers the sandboxes' DNS questions and carries their connections. What it reads was written
 //! by sandboxes and strangers. It knows a sandbox by its address, which the fence has made sure of.
 
+pub mod authz;
+pub mod dns;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -9,6 +12,8 @@ use tokio::sync::watch;
 
 use crate::policy::{CompiledPolicy, Fqdn, Protocol};
 use crate::protocol::SandboxKey;
+
+pub mod gate;
 
 /// A sandbox, as the worker knows it.
 #[derive(Debug)]

@@ -64,8 +64,8 @@ pub enum Verb {
 /// What to look for.
 #[derive(Debug, Args)]
 pub struct Search {
-    /// Events of this name
-    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Event::NAMES))]
+    /// Events of this name; EgressAttempt: connections, whatever they came to
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Event::NAMES.into_iter().chain([Event::EGRESS_ATTEMPT.0])))]
     event: Option<String>,
     /// Connections to this address, or to this name and all names below it
     #[arg(long, value_name = "NAME|IP")]

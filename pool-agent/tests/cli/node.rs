@@ -109,7 +109,7 @@ impl Node {
                 mounts: Mounts { readonly_root: true, total: 7, host: 1, host_writable: 0 },
                 limits: CgroupLimits::default(),
             },
-            image: Image::Unknown,
+            image: Image::Unknown {},
             launch: Launch::Cold {},
         };
         let envelope = attestation::issue(observed, previous, &self.keyring().signer().unwrap(), at, HOUR).unwrap();

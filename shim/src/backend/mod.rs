@@ -30,6 +30,8 @@ use gvisor::cli::Runsc;
 pub struct Place {
     /// All that must be found again after a crash is in here.
     pub dir: PathBuf,
+    /// containerd's gRPC socket.
+    pub address: String,
     /// containerd's namespace.
     pub namespace: String,
     /// The container that the sandbox is made for, and that it lives and dies with.

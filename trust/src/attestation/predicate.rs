@@ -31,7 +31,7 @@ pub struct Predicate {
     pub fence: Option<Fence>,
     /// From the config.json that the backend ran, and limits as the cgroup has them.
     pub hardening: Hardening,
-    /// From containerd's record of the container's image: the manifest's digest, or `unknown`.
+    /// From containerd's records of the container that the sandbox was made for, and of its image; `source` says more.
     pub image: Image,
     /// From the request that brought the sandbox about: Create, a claim, a restore.
     pub launch: Launch,
@@ -157,13 +157,47 @@ pub struct Limits {
     pub pids: Option<u64>,
 }
 
-/// An image manifest's digest, where it is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Which image the sandbox was made from; `source` says how that is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "source", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Image {
-    /// The runtime found out.
-    Known(Digest),
-    /// It could not.
-    Unknown,
+    /// containerd was asked while the sandbox was made: where the name leads that its record of the container has.
+    Containerd {
+        /// The image's name in containerd.
+        name: String,
+        /// The target of that name, of which the media type says what it is: a manifest, or an index of manifests.
+        digest: Digest,
+        /// The target's media type, such as `application/vnd.oci.image.manifest.v1+json`.
+        #[serde(rename = "mediaType")]
+        media_type: String,
+    },
+    /// containerd did not say; an annotation of the container does, which is the word of whoever made it.
+    Annotation {
+        /// `io.kubernetes.cri.image-name`.
+        name: String,
+        /// The digest in that name.
+        digest: Digest,
+    },
+    /// Neither.
+    Unknown {},
+}
+
+impl Image {
+    /// Its name, where it is known.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Containerd { name, .. } | Self::Annotation { name, .. } => Some(name),
+            Self::Unknown {} => None,
+        }
+    }
+
+    /// Its digest, where it is known.
+    pub fn digest(&self) -> Option<Digest> {
+        match self {
+            Self::Containerd { digest, .. } | Self::Annotation { digest, .. } => Some(*digest),
+            Self::Unknown {} => None,
+        }
+    }
 }
 
 /// How the sandbox came about.
@@ -196,24 +230,6 @@ impl From<&Identity> for Agent {
             (Some(id), Proof::Token) => Self::Token { id: id.clone() },
             (Some(id), _) => Self::Operator { id: id.clone() },
             (None, _) => Self::None {},
-        }
-    }
-}
-
-impl Serialize for Image {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Known(digest) => digest.serialize(serializer),
-            Self::Unknown => serializer.serialize_str("unknown"),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Image {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match String::deserialize(deserializer)?.as_str() {
-            "unknown" => Ok(Self::Unknown),
-            text => text.parse().map(Self::Known).map_err(serde::de::Error::custom),
         }
     }
 }

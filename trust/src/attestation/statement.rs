@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::predicate::{self, Image, Launch, Predicate};
+use super::predicate::{self, Launch, Predicate};
 use crate::digest::Digest;
 use crate::json;
 
@@ -13,7 +13,7 @@ pub const TYPE: &str = "https://in-toto.io/Statement/v1";
 /// What a statement can be about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Subject {
-    /// The image's manifest.
+    /// The image's manifest, or its index of manifests.
     #[serde(rename = "image")]
     Image,
     /// The config.json that the backend ran, byte by byte.
@@ -101,12 +101,12 @@ impl Statement {
 
     /// A subject's digest; `None` where the statement is not about such a thing.
     pub fn subject(&self, subject: Subject) -> Option<Digest> {
-        match (subject, &self.predicate.image, &self.predicate.launch) {
-            (Subject::Config, ..) => Some(self.config),
-            (Subject::Policy, ..) => Some(self.policy),
-            (Subject::Image, Image::Known(digest), _) => Some(*digest),
-            (Subject::Checkpoint, _, Launch::Restored { restored_from }) => Some(*restored_from),
-            _ => None,
+        match (subject, &self.predicate.launch) {
+            (Subject::Config, _) => Some(self.config),
+            (Subject::Policy, _) => Some(self.policy),
+            (Subject::Image, _) => self.predicate.image.digest(),
+            (Subject::Checkpoint, Launch::Restored { restored_from }) => Some(*restored_from),
+            (Subject::Checkpoint, _) => None,
         }
     }
 

@@ -45,7 +45,11 @@ fn observed() -> Observed {
             mounts: Mounts { readonly_root: false, total: 11, host: 4, host_writable: 1 },
             limits: Limits { memory_bytes: Some(2 << 30), cpu_millis: Some(2000), pids: Some(512) },
         },
-        image: Image::Known(digest("image")),
+        image: Image::Containerd {
+            name: "registry.example.org/agents/research-assistant:2026.11".into(),
+            digest: digest("image"),
+            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+        },
         launch: Launch::Restored { restored_from: digest("checkpoint") },
     }
 }
@@ -149,7 +153,7 @@ fn a_statement_is_about_what_was_expected() {
             (result, why) => panic!("{expected:?}: {result:?}, expected {why:?}"),
         }
     }
-    let unknown = Observed { image: Image::Unknown, launch: Launch::Cold {}, ..observed() };
+    let unknown = Observed { image: Image::Unknown {}, launch: Launch::Cold {}, ..observed() };
     let envelope = world.issue(unknown, None).to_json().unwrap();
     assert!(world.reason(&envelope, &subject(Subject::Image, "image")).contains("is not a subject"));
     assert!(world.reason(&envelope, &subject(Subject::Checkpoint, "checkpoint")).contains("is not a subject"));
@@ -218,8 +222,13 @@ fn the_error_is_the_runbooks() {
 fn what_is_not_proven_is_said() {
     let world = World::new();
     use NotProven::{Chain, Compared, Fence, Hardware, Image as WhichImage, Latest, WhichSandbox};
-    let bare =
-        Observed { image: Image::Unknown, agent: Agent::None {}, fence: None, launch: Launch::Cold {}, ..observed() };
+    let bare = Observed {
+        image: Image::Unknown {},
+        agent: Agent::None {},
+        fence: None,
+        launch: Launch::Cold {},
+        ..observed()
+    };
     let envelope = world.issue(bare, None).to_json().unwrap();
     let not = world.verify(&envelope, &lax()).unwrap().not_proven;
     let compared = [Compared(Subject::Config), Compared(Subject::Policy)];
@@ -227,6 +236,11 @@ fn what_is_not_proven_is_said() {
         not,
         [&[Hardware, Latest, WhichSandbox][..], &compared, &[WhichImage, NotProven::Agent, Fence, Chain]].concat()
     );
+
+    let asked = Image::Annotation { name: "busybox".into(), digest: Digest::of(b"image") };
+    let envelope = world.issue(Observed { image: asked, ..observed() }, None).to_json().unwrap();
+    let known = Expectations { subjects: vec![(Subject::Image, Digest::of(b"image"))], ..lax() };
+    assert!(world.verify(&envelope, &known).unwrap().not_proven.contains(&NotProven::ImageAsked));
 
     let all = Expectations {
         sandbox: Some(observed().sandbox.id),
@@ -269,13 +283,15 @@ fn statements_fit_the_schema_and_the_schema_says_no_more() {
     let agent: crate::id::AgentId = "spiffe://example.org/a".parse().unwrap();
     let bare = Observed {
         agent: Agent::None {},
-        image: Image::Unknown,
+        image: Image::Unknown {},
         launch: Launch::Cold {},
         fence: None,
         hardening: Hardening { limits: Limits::default(), capabilities: vec![], ..observed().hardening },
         ..observed()
     };
-    let claimed = Observed { agent: Agent::Operator { id: agent }, launch: Launch::Claimed {}, ..observed() };
+    let asked = Image::Annotation { name: "busybox@sha256:…".into(), digest: Digest::of(b"image") };
+    let agent = Agent::Operator { id: agent };
+    let claimed = Observed { agent, image: asked, launch: Launch::Claimed {}, ..observed() };
     for predicate in [full.clone(), predicate(bare, None), predicate(claimed, None)] {
         let errors: Vec<_> = validator.iter_errors(&predicate).map(|e| e.to_string()).collect();
         assert!(errors.is_empty(), "{errors:?}");
@@ -294,9 +310,11 @@ fn statements_fit_the_schema_and_the_schema_says_no_more() {
         }
     }
     compare(&schema, &full, "predicate");
-    for (member, value) in
-        [("assurance", json!("hardware")), ("image", json!("latest")), ("agent", json!({"proof": "token"}))]
-    {
+    for (member, value) in [
+        ("assurance", json!("hardware")),
+        ("image", json!({"source": "unknown", "name": "x"})),
+        ("agent", json!({"proof": "token"})),
+    ] {
         let mut wrong = full.clone();
         wrong[member] = value;
         assert!(!validator.is_valid(&wrong), "{member}");

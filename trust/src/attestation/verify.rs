@@ -91,6 +91,8 @@ pub enum NotProven {
     Compared(Subject),
     /// The runtime did not know the image.
     Image,
+    /// The image is known from an annotation alone.
+    ImageAsked,
     /// The agent is the operator's word.
     AgentsConsent,
     /// There is no agent.
@@ -283,7 +285,11 @@ fn not_proven(statement: &Statement, expected: &Expectations) -> Vec<NotProven> 
             not.push(NotProven::Compared(subject));
         }
     }
-    not.extend((said.image == Image::Unknown).then_some(NotProven::Image));
+    match said.image {
+        Image::Containerd { .. } => {}
+        Image::Annotation { .. } => not.push(NotProven::ImageAsked),
+        Image::Unknown {} => not.push(NotProven::Image),
+    }
     match said.agent {
         Agent::Token { .. } => {}
         Agent::Operator { .. } => not.push(NotProven::AgentsConsent),
@@ -326,6 +332,9 @@ impl fmt::Display for NotProven {
                 write!(f, "that {subject} is the one you expect: no digest was given to compare")
             }
             Self::Image => write!(f, "which image runs: its digest was not known to the runtime"),
+            Self::ImageAsked => {
+                write!(f, "that the image is the one named: an annotation says so, containerd was not heard")
+            }
             Self::AgentsConsent => write!(f, "that the agent knows of it: an operator named it, no token was shown"),
             Self::Agent => write!(f, "for whom it works: no agent is bound"),
             Self::Fence => write!(f, "where it may connect: no fence was observed"),

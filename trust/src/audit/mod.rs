@@ -18,7 +18,7 @@ pub mod spool;
 mod sync;
 pub mod tree_head;
 
-pub use record::{About, AuditRecord, Event, Text};
+pub use record::{About, AuditRecord, Connection, Event, Protocol, Text};
 pub use spool::{Limits, Spool};
 pub use tree_head::TreeHeadSigner;
 

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
 
-use super::record::{About, AuditRecord, Event, Protocol, Text};
+use super::record::{About, AuditRecord, Connection, Event, Protocol, Text};
 
 const VERSION: &str = "1.8.0";
 
@@ -37,11 +37,13 @@ fn classify(event: &Event) -> (Class, u32, &'static str, Severity) {
         Event::SandboxStarted { .. } | Event::ExecStarted { .. } => (PROCESS, 1, "Launch", Informational),
         Event::SandboxExited { .. } => (PROCESS, 2, "Terminate", Informational),
         Event::IdentityRejected { .. } => (AUTHENTICATION, 1, "Logon", Medium),
-        Event::EgressAttempt { .. } => (NETWORK, 1, "Open", Informational),
+        Event::PolicyChanged { .. } => (API, 3, "Update", Informational),
+        Event::EgressAllowed { .. } | Event::AuthzRequired { .. } => (NETWORK, 1, "Open", Informational),
         Event::EgressDenied { .. } => (NETWORK, 5, "Refuse", Low),
-        Event::GapOpened { .. } | Event::GapClosed { .. } | Event::RecordRejected { .. } => {
-            (FINDING, 1, "Create", High)
-        }
+        Event::GapOpened { .. }
+        | Event::GapClosed { .. }
+        | Event::RecordRejected { .. }
+        | Event::FenceTampered { .. } => (FINDING, 1, "Create", High),
     }
 }
 
@@ -185,23 +187,25 @@ fn authentication(record: &AuditRecord) -> Value {
 }
 
 fn network(record: &AuditRecord) -> Value {
-    let (destination, port, protocol, rule, denied) = match &record.event {
-        Event::EgressAttempt { destination, port, protocol, rule } => (destination, port, protocol, rule, None),
-        Event::EgressDenied { destination, port, protocol, rule, reason } => {
-            (destination, port, protocol, rule, Some(reason))
-        }
+    let (connection, denied) = match &record.event {
+        Event::EgressAllowed { connection } | Event::AuthzRequired { connection } => (connection, None),
+        Event::EgressDenied { connection, reason } => (connection, Some(reason)),
         _ => return Value::Null,
     };
+    let Connection { destination, port, protocol, rule, generation, count, attestation } = connection;
     let (protocol, number) = match protocol {
         Protocol::Tcp => ("tcp", 6),
         Protocol::Udp => ("udp", 17),
     };
-    let verdict = match denied {
-        Some(reason) => json!({
+    let verdict = match (denied, &record.event) {
+        (Some(reason), _) => json!({
             "action_id": 2, "action": "Denied", "disposition_id": 2, "disposition": "Blocked",
             "status_id": 2, "status": "Failure", "status_detail": reason,
         }),
-        None => json!({
+        (None, Event::AuthzRequired { .. }) => json!({
+            "action_id": 3, "action": "Observed", "disposition_id": 99, "disposition": "Held", "status_id": 0, "status": "Unknown",
+        }),
+        (None, _) => json!({
             "action_id": 1, "action": "Allowed", "disposition_id": 1, "disposition": "Allowed",
             "status_id": 1, "status": "Success",
         }),
@@ -212,6 +216,8 @@ fn network(record: &AuditRecord) -> Value {
         "dst_endpoint": { place(destination): destination, "port": port },
         "connection_info": { "direction_id": 2, "direction": "Outbound", "protocol_name": protocol, "protocol_num": number },
         "firewall_rule": rule.as_ref().map(|rule| json!({ "uid": rule })),
+        "count": count,
+        "unmapped": { "generation": generation, "attestation": attestation },
     });
     merge(&mut parts, verdict);
     parts
@@ -226,13 +232,20 @@ fn finding(record: &AuditRecord) -> Value {
         Event::RecordRejected { digest, reason } => {
             ("An audit record was damaged", reason, json!({ "digest": digest }))
         }
+        Event::FenceTampered { expected, found, error } => {
+            let details = json!({ "expected": expected, "found": found, "error": error });
+            ("The rules around a sandbox were changed", expected, details)
+        }
         _ => return Value::Null,
     };
     json!({
         "finding_info": { "uid": record.id.to_string(), "title": title, "desc": reason },
         "is_alert": true,
         "status_id": 1, "status": "New",
-        "resources": [{ "uid": record.id.producer.as_str(), "type": "audit producer" }],
+        "resources": [match &record.event {
+            Event::FenceTampered { .. } => json!({ "uid": record.about.sandbox, "type": "sandbox" }),
+            _ => json!({ "uid": record.id.producer.as_str(), "type": "audit producer" }),
+        }],
         "unmapped": details,
     })
 }
@@ -243,7 +256,7 @@ fn observables(record: &AuditRecord, class: u32) -> Vec<Value> {
     let user = if class == AUTHENTICATION.0 { "user.uid" } else { "actor.user.uid" };
     let agent = match &record.event {
         Event::IdentityRejected { claimed, .. } => claimed.as_ref(),
-        Event::GapOpened { .. } | Event::GapClosed { .. } | Event::RecordRejected { .. } => None,
+        _ if class == FINDING.0 => None,
         _ => record.about.agent.as_ref(),
     };
     if let Some(agent) = agent {
@@ -291,7 +304,7 @@ fn without_nulls(value: Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::record::tests::{one_of_each, record};
+    use crate::audit::record::tests::{connection, one_of_each, record};
 
     /// What OCSF 1.8 requires of a class beyond the base attributes; of alternatives (`|`) at least one.
     fn required(class: u64) -> &'static [&'static str] {
@@ -311,8 +324,10 @@ mod tests {
 
     #[test]
     fn every_event_has_what_its_class_requires() {
-        let classes =
-            [6003, 1007, 1007, 6003, 6003, 6003, 3002, 1007, 6003, 6003, 6003, 6003, 4001, 4001, 2004, 2004, 2004];
+        let classes = [
+            6003, 1007, 1007, 6003, 6003, 6003, 3002, 1007, 6003, 6003, 6003, 6003, 4001, 4001, 4001, 6003, 2004, 2004,
+            2004, 2004,
+        ];
         for (happened, class) in one_of_each().into_iter().zip(classes) {
             for about in [record(0, Event::SandboxDeleted {}).about, About::default()] {
                 let mut record = record(4, happened.clone());
@@ -366,15 +381,13 @@ mod tests {
             (12, "/action", json!("Allowed")),
             (13, "/disposition", json!("Blocked")),
             (13, "/dst_endpoint/port", json!(443)),
-            (15, "/unmapped/lost", json!(3)),
+            (18, "/unmapped/lost", json!(3)),
+            (19, "/unmapped/digest", json!("sha256:ee")),
         ] {
             let got = event(&record(0, one_of_each().swap_remove(happened)), 0);
             assert_eq!(got.pointer(pointer), Some(&expected), "{pointer} of {got}");
         }
-        let denied = |to: &str| {
-            let (destination, protocol) = (to.into(), Protocol::Udp);
-            Event::EgressDenied { destination, port: 1, protocol, rule: None, reason: "x".into() }
-        };
+        let denied = |to: &str| Event::EgressDenied { connection: connection(to, Protocol::Udp), reason: "x".into() };
         for (to, attribute) in [("::1", "ip"), ("192.0.2.1", "ip"), ("192.0.2.1.example", "hostname")] {
             assert_eq!(event(&record(0, denied(to)), 0)["dst_endpoint"][attribute], to);
         }

@@ -82,16 +82,42 @@ pub enum Event {
     SecretsDelivered { names: Vec<Text> },
     /// A signing key of the node was replaced.
     KeyRotated { purpose: Text, key: Text, previous: Option<Text> },
-    /// A connection was allowed.
-    EgressAttempt { destination: Text, port: u16, protocol: Protocol, rule: Option<Text> },
-    /// A connection was refused.
-    EgressDenied { destination: Text, port: u16, protocol: Protocol, rule: Option<Text>, reason: Text },
+    /// Connections were let through.
+    EgressAllowed { connection: Connection },
+    /// Connections were refused.
+    EgressDenied { connection: Connection, reason: Text },
+    /// A connection was held until the decision point has decided; what it then came to has an event of its own.
+    AuthzRequired { connection: Connection },
+    /// From here on another policy holds; the generation counts a sandbox's policies.
+    PolicyChanged { generation: u64, policy_digest: Text, previous: Option<Text> },
+    /// The rules in the kernel were not those that were put there; they were put there again, or why not.
+    FenceTampered { expected: Text, found: Option<Text>, error: Option<Text> },
     /// The spool's own: from here on this producer's events are lost, until its next `GapClosed`.
     GapOpened { reason: Text },
     /// The spool's own: the `lost` events from sequence number `first` on were dropped, and why the first one was.
     GapClosed { first: u64, lost: u64, reason: Text },
     /// The ledger's own, in the place of a record that could not be read; its bytes were set aside.
     RecordRejected { digest: Option<Text>, reason: Text },
+}
+
+/// Connections of one sandbox that are alike.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Connection {
+    /// A name or an address.
+    pub destination: Text,
+    /// 0 where only the name was asked for.
+    pub port: u16,
+    /// How.
+    pub protocol: Protocol,
+    /// The policy's rule that decided.
+    pub rule: Option<Text>,
+    /// Of the policy.
+    pub generation: u64,
+    /// How many.
+    pub count: u64,
+    /// The statement about the sandbox that was current.
+    pub attestation: Option<Text>,
 }
 
 /// The transport of a connection.
@@ -141,7 +167,7 @@ impl AuditRecord {
 
 impl Event {
     /// The names of all events, as `audit search --event` takes them.
-    pub const NAMES: [&str; 17] = [
+    pub const NAMES: [&str; 20] = [
         "SandboxCreated",
         "SandboxStarted",
         "SandboxExited",
@@ -154,12 +180,18 @@ impl Event {
         "SandboxRestored",
         "SecretsDelivered",
         "KeyRotated",
-        "EgressAttempt",
+        "EgressAllowed",
         "EgressDenied",
+        "AuthzRequired",
+        "PolicyChanged",
+        "FenceTampered",
         "GapOpened",
         "GapClosed",
         "RecordRejected",
     ];
+
+    /// A name that stands for several in a search: all that a sandbox wanted to connect to, whatever it came to.
+    pub const EGRESS_ATTEMPT: (&str, [&str; 3]) = ("EgressAttempt", ["EgressAllowed", "EgressDenied", "AuthzRequired"]);
 
     /// The event's name, the same as its `type` in JSON.
     pub fn name(&self) -> &'static str {
@@ -176,8 +208,11 @@ impl Event {
             Self::SandboxRestored { .. } => "SandboxRestored",
             Self::SecretsDelivered { .. } => "SecretsDelivered",
             Self::KeyRotated { .. } => "KeyRotated",
-            Self::EgressAttempt { .. } => "EgressAttempt",
+            Self::EgressAllowed { .. } => "EgressAllowed",
             Self::EgressDenied { .. } => "EgressDenied",
+            Self::AuthzRequired { .. } => "AuthzRequired",
+            Self::PolicyChanged { .. } => "PolicyChanged",
+            Self::FenceTampered { .. } => "FenceTampered",
             Self::GapOpened { .. } => "GapOpened",
             Self::GapClosed { .. } => "GapClosed",
             Self::RecordRejected { .. } => "RecordRejected",
@@ -187,9 +222,9 @@ impl Event {
     /// Where a connection was to go: a name or an address.
     pub fn destination(&self) -> Option<&str> {
         match self {
-            Self::EgressAttempt { destination, .. } | Self::EgressDenied { destination, .. } => {
-                Some(destination.as_str())
-            }
+            Self::EgressAllowed { connection }
+            | Self::EgressDenied { connection, .. }
+            | Self::AuthzRequired { connection } => Some(connection.destination.as_str()),
             _ => None,
         }
     }
@@ -273,11 +308,15 @@ pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    pub(crate) fn connection(to: &str, protocol: Protocol) -> Connection {
+        let (destination, rule, attestation) = (to.into(), Some("1".into()), Some("sha256:11".into()));
+        Connection { destination, port: 443, protocol, rule, generation: 1, count: 3, attestation }
+    }
+
     /// One of each event, in the order of [`Event::NAMES`].
     pub(crate) fn one_of_each() -> Vec<Event> {
         let text = |text: &str| Text::from(text);
         let some = |text: &str| Some(Text::from(text));
-        let (destination, port, protocol) = (text("api.example.com"), 443, Protocol::Tcp);
         vec![
             Event::SandboxCreated {
                 image: some("docker.io/library/busybox:1"),
@@ -296,8 +335,14 @@ pub(crate) mod tests {
             Event::SandboxRestored { checkpoint: text("c1"), manifest_digest: None },
             Event::SecretsDelivered { names: vec![text("db"), text("api")] },
             Event::KeyRotated { purpose: text("attestation"), key: text("k2"), previous: some("k1") },
-            Event::EgressAttempt { destination: destination.clone(), port, protocol, rule: some("1") },
-            Event::EgressDenied { destination, port, protocol, rule: None, reason: text("no rule allows it") },
+            Event::EgressAllowed { connection: connection("api.example.com", Protocol::Tcp) },
+            Event::EgressDenied {
+                connection: connection("api.example.com", Protocol::Tcp),
+                reason: text("no rule allows it"),
+            },
+            Event::AuthzRequired { connection: connection("api.example.com", Protocol::Tcp) },
+            Event::PolicyChanged { generation: 2, policy_digest: text("sha256:ff"), previous: some("sha256:aa") },
+            Event::FenceTampered { expected: text("sha256:aa"), found: None, error: None },
             Event::GapOpened { reason: text("the spool is full") },
             Event::GapClosed { first: 9, lost: 3, reason: text("the spool is full") },
             Event::RecordRejected { digest: some("sha256:ee"), reason: text("not a record") },

@@ -7,7 +7,6 @@
 mod tests;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,15 +16,15 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::header::ACCEPT;
 use hyper::{Request, StatusCode, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use serde::Deserialize;
 
 use super::source::{Agent, AgentKey, AgentSource, SourceError};
+use crate::chain::chain;
+use crate::https::{self, BadServiceUrl, ServiceUrl};
 use crate::id::{AgentId, BackendName, PolicyName};
 use crate::json;
 use crate::keys::jwks::{JwkSet, MAX_SET_BYTES};
@@ -61,12 +60,12 @@ impl Settings {
 /// Why a service cannot be used at all.
 #[derive(Debug, thiserror::Error)]
 pub enum BadSettings {
-    /// Not an address of a service.
-    #[error("url {0:?}: give https://HOST, or http:// and a loopback address, without query")]
-    Url(String),
-    /// Anybody could answer.
-    #[error("url {0:?}: plain http to another machine lets anybody on the way name an agent's keys; use https")]
-    Plain(String),
+    /// Nobody's address, or anybody's.
+    #[error(transparent)]
+    Url(#[from] BadServiceUrl),
+    /// TLS cannot be spoken.
+    #[error("the TLS client cannot be made")]
+    Tls(#[from] rustls::Error),
     /// Nobody could answer.
     #[error("ca_file is missing: an https service needs the certificate that vouches for it")]
     NoCa,
@@ -123,29 +122,13 @@ impl HttpSource {
     }
 
     fn with_time(settings: Settings, now: Box<dyn Fn() -> Instant + Send + Sync>) -> Result<Self, BadSettings> {
-        let bad = || BadSettings::Url(settings.url.clone());
-        let url: Uri = settings.url.parse().map_err(|_| bad())?;
-        let host = url.host().ok_or_else(bad)?;
-        if url.query().is_some() {
-            return Err(bad());
-        }
-        let roots = match (url.scheme_str(), &settings.ca_file) {
-            (Some("https"), Some(path)) => roots(path)?,
-            (Some("https"), None) => return Err(BadSettings::NoCa),
-            (Some("http"), _) if is_loopback(host) => rustls::RootCertStore::empty(),
-            (Some("http"), _) => return Err(BadSettings::Plain(settings.url.clone())),
-            _ => return Err(bad()),
+        let url = ServiceUrl::parse(&settings.url)?;
+        let roots = match (&settings.ca_file, url.is_secure()) {
+            (Some(path), true) => roots(path)?,
+            (None, true) => return Err(BadSettings::NoCa),
+            (_, false) => rustls::RootCertStore::empty(),
         };
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|_| bad())?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls);
-        let connector =
-            if url.scheme_str() == Some("https") { connector.https_only() } else { connector.https_or_http() };
-        let client = Client::builder(TokioExecutor::new()).build(connector.enable_http1().build());
+        let client = Client::builder(TokioExecutor::new()).build(url.connector(HttpConnector::new(), roots)?);
         Ok(Self { service: Arc::new(Service { settings, client, agents: Mutex::default(), now }) })
     }
 }
@@ -257,27 +240,8 @@ fn agent(id: &AgentId, body: &[u8]) -> Result<Agent, String> {
 
 fn roots(path: &Path) -> Result<rustls::RootCertStore, BadSettings> {
     let bad = |why: String| BadSettings::Ca { path: path.to_owned(), why };
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|e| bad(e.to_string()))? {
-        roots.add(certificate.map_err(|e| bad(e.to_string()))?).map_err(|e| bad(e.to_string()))?;
-    }
-    if roots.is_empty() { Err(bad("no certificate in it".into())) } else { Ok(roots) }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
-/// The whole chain of causes: hyper's own sentence says little.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
+    let pem = std::fs::read(path).map_err(|e| bad(e.to_string()))?;
+    https::roots(&pem).map_err(bad)
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -24,10 +24,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::source::{Agent, AgentKey, AgentSource, SourceError};
+use crate::custody::guarded;
 use crate::id::{AgentId, BackendName, PolicyName};
 use crate::keys::jwks::Jwk;
 
@@ -237,18 +237,6 @@ fn parse(text: &str) -> Result<Entry, String> {
     let keys = AgentKey::of_jwks(toml.keys.into_iter().map(jwk))?;
     let Toml { spiffe_id: id, status, backends, default_policy, .. } = toml;
     Ok(Entry { agent: Agent { id, keys, backends, default_policy }, status })
-}
-
-/// Whoever may write here decides who is an agent.
-fn guarded(metadata: &Metadata) -> Result<(), String> {
-    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
-    if owner != 0 && owner != geteuid().as_raw() {
-        return Err(format!("belongs to uid {owner}: chown it to root"));
-    }
-    if mode & 0o022 != 0 {
-        return Err(format!("mode {mode:04o} lets others write: chmod go-w"));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,14 +1,16 @@
-//! Where agents are looked up. Behind the trait: a directory on the node (`registry`), or a service (`http`).
+//! Where agents are looked up. Behind the trait: a directory on the node (`registry`), or a service (`http`). Answers can be
+//! written, for whoever asks may be another process than the one that needs to know.
 
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 use crate::id::{AgentId, BackendName, PolicyName};
 use crate::keys::jwks::{Jwk, PublicKey};
 
 /// A key of an agent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentKey {
     /// What the header of the agent's tokens calls it.
     pub kid: String,
@@ -37,7 +39,7 @@ impl AgentKey {
 }
 
 /// An agent that may have sandboxes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agent {
     /// Its SPIFFE ID.
     pub id: AgentId,
@@ -50,7 +52,7 @@ pub struct Agent {
 }
 
 /// Why there is no such agent now. Whatever the reason, it gets no sandbox.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum SourceError {
     /// Nobody has heard of it.
     #[error("agent {0} is not known: {1}")]

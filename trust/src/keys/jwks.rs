@@ -21,8 +21,9 @@ use crate::json;
 /// No set of ours or of an agent's is larger, in bytes.
 pub const MAX_SET_BYTES: usize = 64 * 1024;
 
-/// An Ed25519 public key that can verify: a point of the curve, not of small order.
-#[derive(Clone, PartialEq, Eq)]
+/// An Ed25519 public key that can verify: a point of the curve, not of small order. Written as a plain JWK.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Jwk", into = "Jwk")]
 pub struct PublicKey {
     key: VerifyingKey,
     id: KeyId,
@@ -78,6 +79,20 @@ impl PublicKey {
             usage: Some("sig".into()),
             ..Jwk::default()
         }
+    }
+}
+
+impl TryFrom<Jwk> for PublicKey {
+    type Error = BadJwk;
+
+    fn try_from(jwk: Jwk) -> Result<Self, BadJwk> {
+        jwk.public_key()
+    }
+}
+
+impl From<PublicKey> for Jwk {
+    fn from(key: PublicKey) -> Self {
+        key.to_jwk()
     }
 }
 

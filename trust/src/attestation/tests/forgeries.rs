@@ -93,8 +93,9 @@ fn genuinely_signed_bytes_that_are_no_statement_are_refused() {
         good.replacen(from, to, 1)
     };
     let config = Digest::of(b"config").hex();
+    let image = format!("\"image\":{}", serde_json::to_string(&observed().image).unwrap());
     for (what, payload, why) in [
-        ("key twice", replaced("\"assurance\"", "\"image\":\"unknown\",\"assurance\""), "twice"),
+        ("key twice", replaced("\"assurance\"", "\"image\":{\"source\":\"unknown\"},\"assurance\""), "twice"),
         ("key twice, deep down", replaced("\"seccomp\":true", "\"seccomp\":true,\"seccomp\":false"), "twice"),
         ("proof twice", replaced("\"proof\":\"token\"", "\"proof\":\"none\",\"proof\":\"token\""), "twice"),
         ("member unknown", replaced("\"assurance\"", "\"extra\":1,\"assurance\""), "extra"),
@@ -115,11 +116,7 @@ fn genuinely_signed_bytes_that_are_no_statement_are_refused() {
             ),
             "subjects",
         ),
-        (
-            "image subject that the predicate denies",
-            replaced(&format!("\"image\":\"{}\"", Digest::of(b"image")), "\"image\":\"unknown\""),
-            "subjects",
-        ),
+        ("image subject that the predicate denies", replaced(&image, "\"image\":{\"source\":\"unknown\"}"), "subjects"),
         (
             "no subjects",
             format!("{}[]{}", &good[..good.find('[').unwrap()], &good[good.find(']').unwrap() + 1..]),

@@ -8,13 +8,13 @@ use rusqlite::{OptionalExtension, params, params_from_iter};
 use super::{Ledger, LedgerError, Stored, last_head};
 use crate::audit::log::{Hash, consistency_proof, inclusion_proof};
 use crate::audit::ocsf;
-use crate::audit::record::AuditRecord;
+use crate::audit::record::{AuditRecord, Event};
 use crate::audit::tree_head::SignedTreeHead;
 
 /// What to look for; all that is given must fit.
 #[derive(Clone, Debug, Default)]
 pub struct Query {
-    /// An event's name, one of [`crate::audit::Event::NAMES`].
+    /// An event's name, one of [`Event::NAMES`], or [`Event::EGRESS_ATTEMPT`] for several.
     pub event: Option<String>,
     /// A sandbox's id.
     pub sandbox: Option<String>,
@@ -61,8 +61,17 @@ impl Ledger {
             text += clause;
             values.push(value);
         };
+        let (several, [one, two, three]) = Event::EGRESS_ATTEMPT;
+        let (clause, event) = match query.event.as_deref() {
+            Some(name) if name == several => {
+                and(" AND event IN (?", one.to_owned().into());
+                and(", ?", two.to_owned().into());
+                (", ?)", Some(three.to_owned()))
+            }
+            _ => (" AND event = ?", query.event.clone()),
+        };
         for (clause, value) in [
-            (" AND event = ?", &query.event),
+            (clause, &event),
             (" AND sandbox = ?", &query.sandbox),
             (" AND agent = ?", &query.agent),
             (

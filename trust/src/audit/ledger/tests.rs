@@ -184,7 +184,7 @@ fn search_finds_by_all_that_is_given() {
         |sandbox: &str| About { sandbox: Some(sandbox.into()), agent: Some("spiffe://a/x".into()), ..About::default() };
     let denied = |to: &str| {
         let protocol = crate::audit::record::Protocol::Tcp;
-        Event::EgressDenied { destination: to.into(), port: 443, protocol, rule: None, reason: "x".into() }
+        Event::EgressDenied { connection: crate::audit::record::tests::connection(to, protocol), reason: "x".into() }
     };
     for (sandbox, event) in [
         ("s1", denied("evil.example")),

@@ -1,0 +1,438 @@
+//! All fences of the node: how one is put up, changed and taken down, in order. Read this first.
+//!
+//! What is to be enforced is kept on disk before it stands in the kernel, so that a daemon that is killed at any step finds it
+//! again; and it stands in the kernel, read back, before whoever asked hears of it. Anything that fails undoes what came before.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::Value;
+use tokio::sync::{Mutex, MutexGuard, watch};
+use trust::audit::Event;
+use trust::digest::Digest;
+
+use super::kernel::Kernel;
+use super::metrics::Metrics;
+use super::netns::{self, Network};
+use super::recorder::{Known, Recorder};
+use super::state::{Kept, State};
+use super::worker::{Worker, WorkerError};
+use crate::policy::{CompiledPolicy, Document, Flow, Fqdn, Policies, Policy, Rule, Target, Verdict};
+use crate::protocol::{
+    Attach, Code, Explain, Explained, Fence, Listed, OwnRule, OwnRuleId, PolicyRef, Refusal, Reloaded, SandboxKey, Update,
+};
+use crate::worker::control::{Bind, Busy};
+
+/// The node's fences, and all that they are made with.
+pub struct Fences {
+    /// Those that have names.
+    policies: Policies,
+    /// What outlives the daemon.
+    state: State,
+    /// What holds the packets.
+    kernel: Kernel,
+    /// What answers names and carries connections.
+    worker: Worker,
+    /// Where it is recorded.
+    recorder: Arc<Recorder>,
+    /// Where it is counted.
+    metrics: Arc<Metrics>,
+    standing: Mutex<Standings>,
+}
+
+type Standings = BTreeMap<SandboxKey, Standing>;
+
+/// A fence that stands.
+struct Standing {
+    kept: Kept,
+    policy: CompiledPolicy,
+    /// Told to whoever watches.
+    changes: watch::Sender<Fence>,
+}
+
+fn refused(code: Code) -> impl Fn(&dyn std::fmt::Display) -> Refusal {
+    move |why| Refusal { code, message: why.to_string() }
+}
+
+fn silent(error: WorkerError) -> Refusal {
+    refused(Code::Worker)(&error)
+}
+
+impl Fences {
+    /// Around nobody yet.
+    pub fn new(
+        policies: Policies,
+        state: State,
+        kernel: Kernel,
+        worker: Worker,
+        recorder: Arc<Recorder>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { policies, state, kernel, worker, recorder, metrics, standing: Mutex::default() }
+    }
+
+    /// Puts up a fence, or puts the sandbox's anew.
+    pub async fn attach(&self, attach: Attach) -> Result<Fence, Refusal> {
+        let began = Instant::now();
+        let mut standing = self.standing.lock().await;
+        let policy = self.resolve(&attach.policy, &[])?;
+        let network = netns::inspect(&attach.netns).await.map_err(|e| refused(Code::NotFenceable)(&e))?;
+        let Network::Wired(interfaces) = network else {
+            let why = "its network namespace has no interface but lo: there is nothing to fence";
+            return Err(refused(Code::NotFenceable)(&why));
+        };
+        let before = standing.get(&attach.sandbox);
+        for (other, taken) in standing.iter().filter(|(other, _)| **other != attach.sandbox) {
+            let addresses = taken.kept.fence.interfaces.iter().flat_map(|interface| &interface.addresses);
+            let mut shared = addresses.filter(|address| interfaces.iter().any(|own| own.addresses.contains(address)));
+            if let Some(address) = shared.next().filter(|address| !is_link_local(address)) {
+                let why = format!("its address {address} is that of {other}: each sandbox needs addresses of its own");
+                return Err(refused(Code::NotFenceable)(&why));
+            }
+        }
+        let mark = match before {
+            Some(before) => before.kept.fence.mark,
+            None => free_mark(&standing).ok_or_else(|| refused(Code::Kernel)(&"all marks are taken"))?,
+        };
+        let generation = before.map_or(0, |before| before.kept.fence.generation) + 1;
+        let (sandbox, digest) = (attach.sandbox.clone(), policy.digest());
+        let fence = Fence { sandbox: sandbox.clone(), mark, interfaces, ruleset: Digest::of(b""), policy: digest, generation };
+        let kept = Kept { attach, own_rules: Vec::new(), policy: document(&policy), fence };
+        let attestation = kept.attach.attestation.map(|digest| digest.to_string());
+        self.recorder.know(&sandbox, Known { agent: kept.attach.agent.clone(), attestation });
+        let put_up = async {
+            self.state.put(&kept).map_err(|e| refused(Code::State)(&e))?;
+            self.worker.bind(bind(&kept)).await.map_err(silent)?; // a name that is asked for at once is known
+            self.enforce(kept.clone(), &policy).await
+        };
+        match put_up.await {
+            Ok(kept) => {
+                let fence = kept.fence.clone();
+                let changes = match standing.remove(&sandbox) {
+                    Some(before) => before.changes,
+                    None => watch::Sender::new(fence.clone()),
+                };
+                changes.send_replace(fence.clone());
+                standing.insert(sandbox, Standing { kept, policy, changes });
+                self.metrics.standing(standing.len());
+                self.metrics.attached(began);
+                Ok(fence)
+            }
+            Err(refusal) => {
+                tracing::error!(%sandbox, error = refusal.message, "no fence");
+                if let Err(error) = self.take_down(&mut standing, &kept).await {
+                    tracing::error!(%sandbox, %error, "what was put up of it is left");
+                }
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Puts it into the kernel, and keeps what the kernel says.
+    async fn enforce(&self, mut kept: Kept, policy: &CompiledPolicy) -> Result<Kept, Refusal> {
+        let rules = policy.address_rules();
+        let fence = &mut kept.fence;
+        fence.ruleset =
+            self.kernel.attach(fence.mark, &fence.interfaces, &rules).await.map_err(|e| refused(Code::Kernel)(&e))?;
+        self.state.put(&kept).map_err(|e| refused(Code::State)(&e))?;
+        Ok(kept)
+    }
+
+    /// Nothing of a sandbox's fence is left.
+    pub async fn detach(&self, sandbox: &SandboxKey) -> Result<(), Refusal> {
+        let mut standing = self.standing.lock().await;
+        let Some(kept) = standing.get(sandbox).map(|standing| standing.kept.clone()) else { return Ok(()) };
+        self.take_down(&mut standing, &kept).await
+    }
+
+    /// The rules go last: whatever is left of the sandbox stays behind them.
+    async fn take_down(&self, standing: &mut Standings, kept: &Kept) -> Result<(), Refusal> {
+        let sandbox = &kept.attach.sandbox;
+        if let Err(error) = self.worker.unbind(sandbox).await {
+            tracing::warn!(%sandbox, %error, "it is forgotten with the worker");
+        }
+        let Fence { mark, interfaces, .. } = &kept.fence;
+        self.kernel.detach(*mark, interfaces).await.map_err(|e| refused(Code::Kernel)(&e))?;
+        self.state.remove(sandbox).map_err(|e| refused(Code::State)(&e))?;
+        standing.remove(sandbox);
+        self.recorder.forget(sandbox);
+        self.metrics.standing(standing.len());
+        Ok(())
+    }
+
+    /// Another policy for a sandbox.
+    pub async fn update(&self, update: Update) -> Result<Fence, Refusal> {
+        let mut standing = self.standing.lock().await;
+        self.change(&mut standing, &update.sandbox, |kept| {
+            kept.attach.policy = update.policy;
+            Ok(())
+        })
+        .await
+    }
+
+    /// A rule of a sandbox's own.
+    pub async fn add_rule(&self, own: OwnRule) -> Result<Fence, Refusal> {
+        let mut standing = self.standing.lock().await;
+        self.change(&mut standing, &own.sandbox, |kept| {
+            let id = own.rule.get("id").cloned();
+            kept.own_rules.retain(|rule| rule.get("id").cloned() != id || id.is_none());
+            kept.own_rules.push(own.rule);
+            Ok(())
+        })
+        .await
+    }
+
+    /// The end of one.
+    pub async fn remove_rule(&self, own: OwnRuleId) -> Result<Fence, Refusal> {
+        let mut standing = self.standing.lock().await;
+        self.change(&mut standing, &own.sandbox, |kept| {
+            let before = kept.own_rules.len();
+            let ids: Vec<String> = own_ids(&kept.own_rules);
+            let mut ids = ids.iter();
+            kept.own_rules.retain(|_| ids.next() != Some(&own.id));
+            match kept.own_rules.len() < before {
+                true => Ok(()),
+                false => Err(refused(Code::NoSuchRule)(&format!("{} has no rule {} of its own", own.sandbox, own.id))),
+            }
+        })
+        .await
+    }
+
+    /// Changes what holds for a sandbox: in the kernel first, then in the worker. What is no longer permitted ends there.
+    async fn change(
+        &self,
+        standing: &mut Standings,
+        sandbox: &SandboxKey,
+        change: impl FnOnce(&mut Kept) -> Result<(), Refusal>,
+    ) -> Result<Fence, Refusal> {
+        let found = standing.get_mut(sandbox).ok_or_else(|| no_such(sandbox))?;
+        let mut kept = found.kept.clone();
+        change(&mut kept)?;
+        let policy = self.resolve(&kept.attach.policy, &kept.own_rules)?;
+        let previous = kept.fence.policy;
+        kept.policy = document(&policy);
+        kept.fence.policy = policy.digest();
+        kept.fence.generation += 1;
+        let kept = self.enforce(kept, &policy).await?;
+        let fence = kept.fence.clone();
+        let told = self.worker.bind(bind(&kept)).await;
+        found.kept = kept;
+        found.policy = policy;
+        found.changes.send_replace(fence.clone());
+        let text = |digest: Digest| digest.to_string().as_str().into();
+        let (generation, policy_digest) = (fence.generation, text(fence.policy));
+        self.recorder.record(sandbox, Event::PolicyChanged { generation, policy_digest, previous: Some(text(previous)) });
+        told.map_err(silent)?; // names fail until there is a worker again, which then learns of it
+        Ok(fence)
+    }
+
+    /// All fences.
+    pub async fn list(&self) -> Vec<Listed> {
+        let report = self.worker.report().await.unwrap_or_default();
+        let standing = self.standing.lock().await;
+        let listed = |(sandbox, Standing { kept, .. }): (&SandboxKey, &Standing)| {
+            let busy = report.busy.iter().find(|busy| busy.sandbox == *sandbox);
+            let Busy { flows, pending, .. } = busy.cloned().unwrap_or_else(|| Busy::none(sandbox));
+            Listed {
+                fence: kept.fence.clone(),
+                agent: kept.attach.agent.clone(),
+                policy: kept.attach.policy.clone(),
+                own_rules: own_ids(&kept.own_rules),
+                flows,
+                pending,
+            }
+        };
+        standing.iter().map(listed).collect()
+    }
+
+    /// What becomes of a flow, and why.
+    pub async fn explain(&self, asked: &Explain) -> Result<Explained, Refusal> {
+        let standing = self.standing.lock().await;
+        let found = standing.get(&asked.sandbox).ok_or_else(|| no_such(&asked.sandbox))?;
+        explain(&found.policy, asked, found.kept.fence.generation)
+    }
+
+    /// What was granted to a sandbox is asked for again.
+    pub async fn revoke(&self, sandbox: &SandboxKey) -> Result<(), Refusal> {
+        let standing = self.standing.lock().await;
+        standing.get(sandbox).ok_or_else(|| no_such(sandbox))?;
+        self.worker.revoke(sandbox).await.map_err(silent)
+    }
+
+    /// Reads named policies again.
+    pub async fn reload(&self) -> Reloaded {
+        let mut standing = self.standing.lock().await;
+        self.reload_all(&mut standing).await
+    }
+
+    async fn reload_all(&self, standing: &mut MutexGuard<'_, Standings>) -> Reloaded {
+        let mut reloaded = Reloaded::default();
+        let sandboxes: Vec<SandboxKey> = standing.keys().cloned().collect();
+        for sandbox in sandboxes {
+            let Some(Standing { kept, .. }) = standing.get(&sandbox) else { continue };
+            let changed = match self.resolve(&kept.attach.policy, &kept.own_rules) {
+                Ok(policy) if policy.digest() == kept.fence.policy => continue,
+                Ok(_) => self.change(standing, &sandbox, |_| Ok(())).await.map(drop),
+                Err(refusal) => Err(refusal),
+            };
+            match changed {
+                Ok(()) => reloaded.changed.push(sandbox),
+                Err(refusal) => reloaded.errors.push(format!("{sandbox} keeps the policy it has: {refusal}")),
+            }
+        }
+        reloaded
+    }
+
+    /// The sandbox's fence, whenever it changes.
+    pub async fn watch(&self, sandbox: &SandboxKey) -> Result<watch::Receiver<Fence>, Refusal> {
+        let standing = self.standing.lock().await;
+        standing.get(sandbox).map(|found| found.changes.subscribe()).ok_or_else(|| no_such(sandbox))
+    }
+
+    /// After a daemon that was killed: what was kept stands again, never open in between, and what has no network any more is
+    /// swept. Where a policy cannot be read the one that was enforced goes on.
+    pub async fn recover(&self) -> Result<(), Refusal> {
+        let mut standing = self.standing.lock().await;
+        for kept in self.state.all().map_err(|e| refused(Code::State)(&e))? {
+            let kept = match kept {
+                Ok(kept) => kept,
+                Err((path, error)) => {
+                    tracing::error!(path = %path.display(), %error, "what was kept of a fence cannot be read: it stays as it is");
+                    continue;
+                }
+            };
+            let (sandbox, policy) = (kept.attach.sandbox.clone(), kept.policy.policy.clone());
+            let attestation = kept.attach.attestation.map(|digest| digest.to_string());
+            self.recorder.know(&sandbox, Known { agent: kept.attach.agent.clone(), attestation });
+            let changes = watch::Sender::new(kept.fence.clone());
+            standing.insert(sandbox.clone(), Standing { kept: kept.clone(), policy: CompiledPolicy::new(policy), changes });
+            if !netns::is_there(&kept.fence.interfaces).await {
+                self.take_down(&mut standing, &kept).await?;
+                tracing::info!(%sandbox, "its network is gone: swept");
+                continue;
+            }
+            self.compare(&mut standing, &sandbox).await;
+            self.worker.bind(bind(&kept)).await.map_err(silent)?;
+        }
+        for error in self.reload_all(&mut standing).await.errors {
+            tracing::error!(error, "policy");
+        }
+        self.metrics.standing(standing.len());
+        Ok(())
+    }
+
+    /// Compares all fences with what the kernel has, and sweeps those around nothing.
+    pub async fn audit(&self) {
+        let sandboxes: Vec<SandboxKey> = self.standing.lock().await.keys().cloned().collect();
+        for sandbox in sandboxes {
+            let mut standing = self.standing.lock().await; // let go between two, so that nobody waits for all
+            let Some(kept) = standing.get(&sandbox).map(|found| found.kept.clone()) else { continue };
+            if netns::is_there(&kept.fence.interfaces).await {
+                self.compare(&mut standing, &sandbox).await;
+            } else if let Err(error) = self.take_down(&mut standing, &kept).await {
+                tracing::error!(%sandbox, %error, "its network is gone, and its fence cannot be swept");
+            }
+        }
+    }
+
+    /// Is it in the kernel as it was put there? If not it is put there again, loudly.
+    async fn compare(&self, standing: &mut Standings, sandbox: &SandboxKey) {
+        let Some(found) = standing.get_mut(sandbox) else { return };
+        let Fence { mark, interfaces, ruleset, .. } = &found.kept.fence;
+        let now = self.kernel.read_back(*mark, interfaces).await;
+        if now.as_ref().is_ok_and(|now| now == ruleset) {
+            return;
+        }
+        let found_digest = now.as_ref().ok().map(ToString::to_string);
+        self.metrics.tampered();
+        let mended = self.enforce(found.kept.clone(), &found.policy).await;
+        let error = match &mended {
+            Ok(_) => None,
+            Err(refusal) => Some(refusal.to_string()),
+        };
+        tracing::error!(%sandbox, expected = %ruleset, found = ?found_digest, ?error, "somebody has changed the rules around it");
+        let text = |text: &String| text.as_str().into();
+        let (expected, found_text, error) =
+            (ruleset.to_string().as_str().into(), found_digest.as_ref().map(text), error.as_ref().map(text));
+        self.recorder.record(sandbox, Event::FenceTampered { expected, found: found_text, error });
+        if let Ok(kept) = mended {
+            found.changes.send_replace(kept.fence.clone());
+            found.kept = kept;
+        }
+    }
+
+    /// The whole policy of a sandbox: what it names, and its own rules as if they were included by the name `own`.
+    fn resolve(&self, policy: &PolicyRef, own: &[Value]) -> Result<CompiledPolicy, Refusal> {
+        let invalid = refused(Code::PolicyInvalid);
+        let compiled = self.policies.resolve(policy).map_err(|e| invalid(&e))?;
+        if own.is_empty() {
+            return Ok(compiled);
+        }
+        let own = Document::from_json_value(&serde_json::json!({ "rules": own })).map_err(|e| invalid(&e))?;
+        let own = own.policy.rules.into_iter().map(|rule| Rule { id: format!("own/{}", rule.id), ..rule });
+        let rules = compiled.policy().rules.iter().cloned().chain(own).collect();
+        Ok(CompiledPolicy::new(Policy { rules }))
+    }
+}
+
+/// The ids of rules of a sandbox's own; one without has its place for one, as in any policy.
+fn own_ids(rules: &[Value]) -> Vec<String> {
+    let id = |(place, rule): (usize, &Value)| match rule.get("id").and_then(Value::as_str) {
+        Some(id) => id.to_owned(),
+        None => (place + 1).to_string(),
+    };
+    rules.iter().enumerate().map(id).collect()
+}
+
+fn no_such(sandbox: &SandboxKey) -> Refusal {
+    let message = format!("there is no fence around {sandbox}: it has no network, or does not run");
+    Refusal { code: Code::NoSuchSandbox, message }
+}
+
+fn is_link_local(address: &std::net::IpAddr) -> bool {
+    matches!(address, std::net::IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
+/// As it is kept and told: all rules, none included by name any more.
+fn document(policy: &CompiledPolicy) -> Document {
+    Document { include: Vec::new(), policy: policy.policy().clone() }
+}
+
+/// The lowest mark that no fence has.
+fn free_mark(standing: &Standings) -> Option<u32> {
+    let taken: std::collections::BTreeSet<u32> = standing.values().map(|found| found.kept.fence.mark).collect();
+    super::ruleset::marks().find(|mark| !taken.contains(mark))
+}
+
+fn bind(kept: &Kept) -> Bind {
+    let Kept { attach, policy, fence, .. } = kept;
+    Bind {
+        number: 0,
+        sandbox: attach.sandbox.clone(),
+        agent: attach.agent.clone(),
+        addresses: fence.interfaces.iter().flat_map(|interface| interface.addresses.clone()).collect(),
+        policy: policy.clone(),
+        generation: fence.generation,
+    }
+}
+
+/// Judges a flow as the wire does.
+pub fn explain(policy: &CompiledPolicy, asked: &Explain, generation: u64) -> Result<Explained, Refusal> {
+    let name;
+    let target = match asked.destination.parse() {
+        Ok(address) => Target::Address(address),
+        Err(_) => {
+            name = Fqdn::parse(&asked.destination).map_err(|e| refused(Code::BadQuestion)(&e))?;
+            Target::Name(&name)
+        }
+    };
+    let decision = policy.check(&Flow { target, protocol: asked.protocol, port: asked.port });
+    let dns = match target {
+        Target::Address(_) => None,
+        Target::Name(name) if policy.name(name).verdict == Verdict::Deny => Some("REFUSED".to_owned()),
+        Target::Name(_) => Some("A, an address of 198.18.0.0/15 that is the sandbox's alone".to_owned()),
+    };
+    let (verdict, reason) = (decision.verdict, decision.reason.to_string());
+    Ok(Explained { verdict, rule: decision.rule.map(str::to_owned), reason, generation, dns })
+}

@@ -1,0 +1,167 @@
+//! The daemon from its start to SIGTERM. What stands in the kernel goes on standing when it ends.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::sys::utsname::uname;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use trust::audit::{Limits, Spool};
+use trust::id::NodeId;
+
+use super::config::{Config, ConfigError};
+use super::fences::Fences;
+use super::kernel::{Kernel, KernelError};
+use super::metrics::{self, Metrics};
+use super::recorder::Recorder;
+use super::server;
+use super::sockets::Sockets;
+use super::state::State;
+use super::worker::{Start, Worker};
+use crate::paths::Paths;
+use crate::policy::Policies;
+use crate::protocol::Refusal;
+use crate::worker::control::Settings;
+
+/// Batches of attempts on their way to the record.
+const ATTEMPTS: usize = 1024;
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonFailed {
+    /// Its settings.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Something of the system's.
+    #[error("{doing}: {error}")]
+    Io {
+        /// What was done.
+        doing: String,
+        /// What came of it.
+        error: io::Error,
+    },
+    /// The node's name.
+    #[error("the host's name cannot be the node's: {0}; set node in egress.toml")]
+    Node(trust::id::BadId),
+    /// The kernel's tables.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// What stood before.
+    #[error("putting up again what stood: {0}")]
+    Recover(Refusal),
+    /// Policies that cannot be read; each was named.
+    #[error("{0} of the policies cannot be read")]
+    Policies(usize),
+}
+
+fn doing<T>(what: impl Into<String>, result: io::Result<T>) -> Result<T, DaemonFailed> {
+    result.map_err(|error| DaemonFailed::Io { doing: what.into(), error })
+}
+
+/// Reads the settings and all policies, and says what is wrong with them.
+pub fn check(root: Option<&Path>) -> Result<(), DaemonFailed> {
+    let paths = Paths::new(root);
+    let config = Config::read(&paths.config())?;
+    config.worker_settings(&paths)?;
+    let policies = Policies::new(paths.policies());
+    let names = doing(paths.policies().display().to_string(), policies.names())?;
+    let mut bad = 0;
+    for name in names {
+        if let Err(error) = policies.named(&name) {
+            tracing::error!(policy = %name, %error, "refused");
+            bad += 1;
+        }
+    }
+    if bad == 0 { Ok(()) } else { Err(DaemonFailed::Policies(bad)) }
+}
+
+/// Runs until SIGTERM or SIGINT; SIGHUP reads the policies again.
+pub fn run(root: Option<&Path>, debug: bool) -> Result<(), DaemonFailed> {
+    let paths = Paths::new(root);
+    let config = Config::read(&paths.config())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    doing("starting", runtime)?.block_on(serve(paths, config, debug))
+}
+
+async fn serve(paths: Paths, config: Config, debug: bool) -> Result<(), DaemonFailed> {
+    let listener = doing(paths.socket().display().to_string(), server::listen(&paths.socket()))?;
+    let (state, empty) = (State::open(paths.state()), fs::DirBuilder::new().recursive(true).mode(0o755).create(paths.empty()));
+    let state = doing(paths.state().display().to_string(), state)?;
+    doing(paths.empty().display().to_string(), empty)?;
+    let node = node(config.node.clone())?;
+    let spool = Spool::new(&paths.spool(), "egress", node.as_str(), Limits::default());
+    let spool = spool.map_err(|e| DaemonFailed::Io { doing: paths.spool().display().to_string(), error: io::Error::other(e) })?;
+    let metrics = Arc::new(Metrics::new());
+    let recorder = Arc::new(Recorder::new(spool, metrics.clone()));
+
+    let kernel = Kernel::open(config.ports).await?; // packets of whoever is fenced are held from here on, whatever comes
+    let sockets = doing(format!("listening on {:?}", config.ports), Sockets::bind(config.ports))?;
+    let (tell, told) = mpsc::channel(ATTEMPTS);
+    tokio::spawn(recorder.clone().run(config.events, told));
+    let program = doing("finding its own program", std::env::current_exe())?;
+    let settings = config.worker_settings(&paths)?;
+    let worker = Worker::keep(Start { program, debug, settings, sockets }, tell);
+    let fences = Fences::new(Policies::new(paths.policies()), state, kernel, worker.clone(), recorder, metrics.clone());
+    let fences = Arc::new(fences);
+    fences.recover().await.map_err(DaemonFailed::Recover)?;
+
+    if let Some(address) = config.metrics {
+        let reader = doing(format!("metrics at {address}"), listen(address).await)?;
+        tokio::spawn(metrics::serve(reader, metrics, worker));
+    }
+    tokio::spawn(server::serve(listener, fences.clone()));
+    let auditing = fences.clone();
+    tokio::spawn(async move {
+        let mut due = tokio::time::interval(config.audit_every);
+        loop {
+            due.tick().await;
+            auditing.audit().await;
+        }
+    });
+    ready();
+    tracing::info!(socket = %paths.socket().display(), "creto-egress serves");
+    let mut end = doing("signals", signal(SignalKind::terminate()))?;
+    let mut interrupt = doing("signals", signal(SignalKind::interrupt()))?;
+    let mut reload = doing("signals", signal(SignalKind::hangup()))?;
+    loop {
+        tokio::select! {
+            _ = end.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = reload.recv() => {
+                let reloaded = fences.reload().await;
+                tracing::info!(changed = reloaded.changed.len(), "policies were read again");
+                reloaded.errors.iter().for_each(|error| tracing::error!(error, "policy"));
+            }
+        }
+    }
+    tracing::info!("creto-egress ends; the fences stand, and names fail until it is back");
+    Ok(())
+}
+
+async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address).await
+}
+
+fn node(named: Option<NodeId>) -> Result<NodeId, DaemonFailed> {
+    match named {
+        Some(node) => Ok(node),
+        None => {
+            let host = doing("asking the kernel its name", uname().map_err(io::Error::from))?;
+            host.nodename().to_string_lossy().parse().map_err(DaemonFailed::Node)
+        }
+    }
+}
+
+/// Tells a service manager that waits for it (sd_notify(3)).
+fn ready() {
+    let Some(at) = std::env::var_os("NOTIFY_SOCKET").map(PathBuf::from) else { return };
+    let told = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", at));
+    if let Err(error) = told {
+        tracing::warn!(%error, "the service manager was not told");
+    }
+}

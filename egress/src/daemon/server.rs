@@ -1,0 +1,161 @@
+//! egress.sock: reads a question, asks the node's fences, writes the answer. Only root is answered.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::unistd::Uid;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+use super::fences::Fences;
+use crate::protocol::{Answer, Ask, Code, MAX_LINE, Question, Refusal, SandboxKey, VERSION};
+
+/// Callers at a time; one more waits to be let in.
+const CALLERS: usize = 1024;
+
+/// Listens at a path that only root can reach; of a daemon that was killed the socket is taken over.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    if path.exists() {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another creto-egress answers there"));
+        }
+        std::fs::remove_file(path)?;
+    }
+    let fresh = path.with_extension("new");
+    let _ = std::fs::remove_file(&fresh);
+    let listener = UnixListener::bind(&fresh)?;
+    std::fs::set_permissions(&fresh, PermissionsExt::from_mode(0o600))?;
+    std::fs::rename(&fresh, path)?; // found only when it is as it should be
+    Ok(listener)
+}
+
+/// Answers callers for ever.
+pub async fn serve(listener: UnixListener, fences: Arc<Fences>) {
+    let room = Arc::new(Semaphore::new(CALLERS));
+    loop {
+        let Ok(place) = room.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let fences = fences.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = caller(stream, &fences).await {
+                        tracing::debug!(%error, "a caller is gone");
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accepting a caller");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await; // out of descriptors, say
+            }
+        }
+    }
+}
+
+async fn caller(stream: UnixStream, fences: &Fences) -> io::Result<()> {
+    let uid = stream.peer_cred()?.uid();
+    if uid != 0 && uid != Uid::effective().as_raw() {
+        tracing::warn!(uid, "a caller that is not root was sent away");
+        return Ok(());
+    }
+    let (reader, mut writer) = stream.into_split();
+    let mut reader = BufReader::new(reader);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if (&mut reader).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line).await? == 0 {
+            return Ok(());
+        }
+        if line.last() != Some(&b'\n') {
+            let message = format!("a question is one line of at most {MAX_LINE} bytes");
+            return write(&mut writer, &Answer::Refused(Refusal { code: Code::BadQuestion, message })).await;
+        }
+        match question(&line) {
+            Ok(Ask::Watch(sandbox)) => return watch(fences, &sandbox, &mut writer).await,
+            Ok(ask) => {
+                let answer = answer(fences, ask).await.unwrap_or_else(Answer::Refused);
+                write(&mut writer, &answer).await?;
+            }
+            Err(refusal) => write(&mut writer, &Answer::Refused(refusal)).await?,
+        }
+    }
+}
+
+/// Reads a question. The version is looked at first: another one may ask what this one cannot read.
+pub fn question(line: &[u8]) -> Result<Ask, Refusal> {
+    #[derive(serde::Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let bad = |e: serde_json::Error| Refusal { code: Code::BadQuestion, message: format!("no question: {e}") };
+    let Versioned { version } = serde_json::from_slice(line).map_err(bad)?;
+    if version != VERSION {
+        let message = format!("version {version} of the protocol was asked for; this creto-egress speaks {VERSION}");
+        return Err(Refusal { code: Code::BadVersion, message });
+    }
+    serde_json::from_slice(line).map(|question: Question| question.ask).map_err(bad)
+}
+
+async fn answer(fences: &Fences, ask: Ask) -> Result<Answer, Refusal> {
+    Ok(match ask {
+        Ask::Attach(attach) => Answer::Fence(fences.attach(attach).await?),
+        Ask::Update(update) => Answer::Fence(fences.update(update).await?),
+        Ask::AddRule(own) => Answer::Fence(fences.add_rule(own).await?),
+        Ask::RemoveRule(own) => Answer::Fence(fences.remove_rule(own).await?),
+        Ask::Detach(sandbox) => fences.detach(&sandbox).await.map(|()| Answer::Done)?,
+        Ask::List => Answer::Fences(fences.list().await),
+        Ask::Explain(flow) => Answer::Explained(fences.explain(&flow).await?),
+        Ask::Revoke(sandbox) => fences.revoke(&sandbox).await.map(|()| Answer::Done)?,
+        Ask::Reload => Answer::Reloaded(fences.reload().await),
+        Ask::Watch(sandbox) => Answer::Fence(fences.watch(&sandbox).await?.borrow().clone()),
+    })
+}
+
+async fn watch(fences: &Fences, sandbox: &SandboxKey, writer: &mut OwnedWriteHalf) -> io::Result<()> {
+    let mut changes = match fences.watch(sandbox).await {
+        Ok(changes) => changes,
+        Err(refusal) => return write(writer, &Answer::Refused(refusal)).await,
+    };
+    loop {
+        let fence = changes.borrow_and_update().clone();
+        write(writer, &Answer::Fence(fence)).await?;
+        if changes.changed().await.is_err() {
+            return Ok(()); // detached
+        }
+    }
+}
+
+async fn write(writer: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    writer.write_all(&line).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_of_another_version_is_told_so_whatever_it_asks() {
+        let code = |line: &str| question(line.as_bytes()).map_err(|refusal| refusal.code);
+        assert_eq!(code(r#"{"version":2,"ask":{"fly":1}}"#), Err(Code::BadVersion));
+        assert_eq!(code(r#"{"version":1,"ask":{"fly":1}}"#), Err(Code::BadQuestion));
+        assert_eq!(code(r#"{"version":1,"ask":"list","colour":2}"#), Err(Code::BadQuestion));
+        assert_eq!(code(""), Err(Code::BadQuestion));
+        assert_eq!(code(r#"{"version":1,"ask":"list"}"#), Ok(Ask::List));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_line_is_a_question_or_refused(line in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..512)) {
+            let _ = question(&line);
+        }
+    }
+}
