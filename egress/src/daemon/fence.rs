@@ -12,6 +12,7 @@ use super::netns::Port;
 use super::nf_tables::{Change, Family};
 use super::ruleset::{self, MAPS, MAX_INTERFACES, Settings, Slot};
 use crate::policy::AddressRule;
+use crate::protocol::Interface;
 
 /// The fences of this network namespace: the one in which this was opened. One process at a time may have it.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ pub struct Fences {
 pub enum FenceError {
     /// nf_tables refused.
     #[error(
-        "cannot {doing} in nf_tables: root, CAP_NET_ADMIN and Linux 5.10 with nf_tables (inet, netdev, nat) are needed"
+        "cannot {doing} in nf_tables: root, CAP_NET_ADMIN and Linux 5.16 with nf_tables (inet, netdev, nat) are needed"
     )]
     Kernel {
         /// What was to be done.
@@ -64,28 +65,29 @@ impl Fences {
         if ports.len() > MAX_INTERFACES {
             return Err(FenceError::TooManyInterfaces(ports.len()));
         }
-        let wanted = ruleset::elements(slot, ports.iter().map(|port| &port.interface));
-        let wanted: BTreeSet<_> = wanted.into_iter().map(|(map, key, _)| (map, key)).collect();
+        let interfaces: Vec<_> = ports.iter().map(|port| port.interface.clone()).collect();
+        let again = self.kernel.chain(Family::Inet, &slot.chains(0)[0].1).map_err(failed("read a chain"))?.is_some();
+        let mut stale = if again { self.entries_of(slot)? } else { vec![] };
         // An address may have been another sandbox's that is gone.
-        let stale = |entry: &Entry| {
-            Slot::of_chain(&entry.chain) == Some(slot) || wanted.contains(&(entry.map, entry.key.clone()))
-        };
-        let mut changes = self.take(stale)?;
+        stale.extend(
+            self.entries_at(slot, &interfaces)?.into_iter().filter(|entry| Slot::of_chain(&entry.chain) != Some(slot)),
+        );
+        let mut changes = take(stale);
         changes.extend(ruleset::attach(&self.settings, slot, ports, rules));
         self.kernel.commit(&changes).map_err(failed("install a fence"))?;
-        self.read_back(slot)
+        self.read_back(slot, &interfaces)
     }
 
     /// Gives a sandbox another policy. Flows that it does not permit end at once, in both directions; the others go on.
-    pub fn update(&self, slot: Slot, rules: &[AddressRule]) -> Result<Digest, FenceError> {
+    pub fn update(&self, slot: Slot, interfaces: &[Interface], rules: &[AddressRule]) -> Result<Digest, FenceError> {
         let changes = ruleset::update(&self.settings, slot, rules);
         self.kernel.commit(&changes).map_err(failed("change a policy"))?;
-        self.read_back(slot)
+        self.read_back(slot, interfaces)
     }
 
     /// Removes all that belongs to a slot; it makes no difference what of it is there.
     pub fn detach(&self, slot: Slot) -> Result<(), FenceError> {
-        let mut changes = self.take(|entry| Slot::of_chain(&entry.chain) == Some(slot))?;
+        let mut changes = take(self.entries_of(slot)?);
         changes.extend(ruleset::detach(slot));
         self.kernel.commit(&changes).map_err(failed("remove a fence"))
     }
@@ -101,24 +103,28 @@ impl Fences {
     }
 
     /// Whether a sandbox's rules, and those that all share, are still what they were when `was` was returned.
-    pub fn audit(&self, slot: Slot, was: Digest) -> Result<Audit, FenceError> {
-        let now = self.read_back(slot)?;
+    pub fn audit(&self, slot: Slot, interfaces: &[Interface], was: Digest) -> Result<Audit, FenceError> {
+        let now = self.read_back(slot, interfaces)?;
         Ok(if now == was { Audit::Intact } else { Audit::Tampered(now) })
     }
 
     /// The digest of all that decides on a sandbox's packets: the shared chains, its own, and what leads to them.
-    pub fn read_back(&self, slot: Slot) -> Result<Digest, FenceError> {
+    pub fn read_back(&self, slot: Slot, interfaces: &[Interface]) -> Result<Digest, FenceError> {
         let mut all = Vec::new();
-        let shared = ruleset::SHARED.map(|name| (Family::Inet, name.to_owned()));
-        for (family, name) in shared.into_iter().chain(slot.chains(MAX_INTERFACES)) {
-            let chain = self.kernel.chain(family, &name).map_err(failed("read a chain"))?;
-            let (there, bytes) = (chain.is_some(), chain.unwrap_or_default());
-            all.extend([u8::from(there)]);
+        let mut add = |part: Option<Vec<u8>>| {
+            all.push(part.is_some().into());
+            let bytes = part.unwrap_or_default();
             all.extend((bytes.len() as u64).to_be_bytes());
             all.extend(bytes);
+        };
+        for family in [Family::Inet, Family::Netdev] {
+            add(self.kernel.table(family).map_err(failed("read a table"))?);
         }
-        let mut entries = self.entries()?;
-        entries.retain(|entry| Slot::of_chain(&entry.chain) == Some(slot));
+        let shared = ruleset::SHARED.map(|name| (Family::Inet, name.to_owned()));
+        for (family, name) in shared.into_iter().chain(slot.chains(MAX_INTERFACES)) {
+            add(self.kernel.chain(family, &name).map_err(failed("read a chain"))?);
+        }
+        let mut entries = self.entries_at(slot, interfaces)?;
         entries.sort();
         for Entry { map, key, chain } in entries {
             all.extend(
@@ -128,16 +134,24 @@ impl Fences {
         Ok(Digest::of(&all))
     }
 
-    fn take(&self, which: impl Fn(&Entry) -> bool) -> Result<Vec<Change>, FenceError> {
-        let entries = self.entries()?.into_iter().filter(which);
-        Ok(entries.map(|entry| Change::Take(entry.map, entry.key)).collect())
-    }
-
-    fn entries(&self) -> Result<Vec<Entry>, FenceError> {
+    /// What leads to a sandbox's chains, by looking through all that is there.
+    fn entries_of(&self, slot: Slot) -> Result<Vec<Entry>, FenceError> {
         let mut all = Vec::new();
         for map in MAPS {
             all.extend(self.kernel.entries(map).map_err(failed("read a map"))?);
         }
+        all.retain(|entry| Slot::of_chain(&entry.chain) == Some(slot));
         Ok(all)
     }
+
+    /// What stands where a sandbox's entries belong.
+    fn entries_at(&self, slot: Slot, interfaces: &[Interface]) -> Result<Vec<Entry>, FenceError> {
+        let keys = ruleset::elements(slot, interfaces).into_iter();
+        let entry = |(map, key, _): (_, Vec<u8>, _)| self.kernel.entry(map, &key).transpose();
+        keys.filter_map(entry).collect::<Result<_, _>>().map_err(failed("read a map"))
+    }
+}
+
+fn take(entries: Vec<Entry>) -> Vec<Change> {
+    entries.into_iter().map(|entry| Change::Take(entry.map, entry.key)).collect()
 }

@@ -6,7 +6,7 @@ use std::io;
 use netlink_packet_core::NLM_F_DUMP;
 use nix::sys::socket::SockProtocol;
 
-use super::netlink::Netlink;
+use super::netlink::{Message, Netlink};
 use super::nf_tables::{self, Change, Family, kind};
 
 /// The tables of the network namespace in which this was opened.
@@ -36,6 +36,13 @@ impl Kernel {
         self.0.batch(begin, changes.iter().map(Change::encode).collect(), end)
     }
 
+    /// Where a key of a map leads to, if it is there. Costs the same however much there is.
+    pub fn entry(&self, map: &'static str, key: &[u8]) -> io::Result<Option<Entry>> {
+        let answers = self.one(nf_tables::message(kind::GET_ELEMENT, 0, Family::Inet, nf_tables::of_key(map, key)))?;
+        let found = answers.iter().flatten().flat_map(nf_tables::elements).next();
+        Ok(found.map(|(key, chain)| Entry { map, key, chain }))
+    }
+
     /// What is in a map; nothing where there is no such map.
     pub fn entries(&self, map: &'static str) -> io::Result<Vec<Entry>> {
         let which = nf_tables::of_set(map);
@@ -50,22 +57,32 @@ impl Kernel {
         Ok(answers.iter().filter_map(nf_tables::chain_name).collect())
     }
 
+    /// Our table of a family as [`Kernel::chain`] gives a chain: a dormant one decides nothing.
+    pub fn table(&self, family: Family) -> io::Result<Option<Vec<u8>>> {
+        self.one(nf_tables::message(kind::GET_TABLE, 0, family, nf_tables::of_table())).map(written)
+    }
+
     /// A chain with its rules, in bytes that say what it does and nothing else (no handles, no counts); `None` where there is
     /// no such chain.
     pub fn chain(&self, family: Family, name: &str) -> io::Result<Option<Vec<u8>>> {
-        let chain = match self.0.ask(nf_tables::message(kind::GET_CHAIN, 0, family, nf_tables::of_chain(3, name))) {
-            Ok(chain) => chain,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let rules = self.dump(kind::GET_RULE, family, nf_tables::of_chain(2, name))?;
-        Ok(Some(chain.iter().chain(&rules).flat_map(nf_tables::canonical).collect()))
+        let chain = self.one(nf_tables::message(kind::GET_CHAIN, 0, family, nf_tables::of_chain(3, name)))?;
+        let Some(mut chain) = chain else { return Ok(None) };
+        chain.extend(self.dump(kind::GET_RULE, family, nf_tables::of_chain(2, name))?);
+        Ok(written(Some(chain)))
     }
 
-    fn dump(&self, kind: u16, family: Family, which: Vec<u8>) -> io::Result<Vec<super::netlink::Message>> {
-        match self.0.ask(nf_tables::message(kind, NLM_F_DUMP, family, which)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(vec![]),
-            answers => answers,
+    fn one(&self, question: Message) -> io::Result<Option<Vec<Message>>> {
+        match self.0.ask(question) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            answers => answers.map(Some),
         }
     }
+
+    fn dump(&self, kind: u16, family: Family, which: Vec<u8>) -> io::Result<Vec<Message>> {
+        self.one(nf_tables::message(kind, NLM_F_DUMP, family, which)).map(Option::unwrap_or_default)
+    }
+}
+
+fn written(messages: Option<Vec<Message>>) -> Option<Vec<u8>> {
+    messages.map(|messages| messages.iter().flat_map(nf_tables::canonical).collect())
 }

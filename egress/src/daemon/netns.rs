@@ -91,7 +91,7 @@ pub fn look(netns: impl AsFd) -> Result<Network, NetnsError> {
 }
 
 /// On a thread of its own: a thread that has moved into another network namespace is of no use for anything else.
-fn inside(netns: BorrowedFd<'_>) -> io::Result<(Vec<Link>, Vec<(u32, IpAddr)>)> {
+fn inside(netns: BorrowedFd<'_>) -> io::Result<(Vec<Link>, Addresses)> {
     let look = || {
         setns(netns, CloneFlags::CLONE_NEWNET)?;
         let netlink = Netlink::open(SockProtocol::NetlinkRoute)?;
@@ -132,6 +132,9 @@ fn port(host: &Netlink, netns: BorrowedFd<'_>, link: &Link, addresses: Vec<IpAdd
     let (name, host_name, host_index) = (link.name.clone(), end.name, end.index);
     Ok(Port { interface: Interface { name, host_name, host_index, mac, gateway_mac, addresses }, neighbours })
 }
+
+/// Addresses, and the interfaces that have them.
+type Addresses = Vec<(u32, IpAddr)>;
 
 #[derive(Debug, Default)]
 struct Link {
@@ -211,7 +214,7 @@ fn one_link(answer: RouteNetlinkMessage) -> Option<Link> {
 }
 
 /// The addresses of one interface, or (0) of all.
-fn addresses(netlink: &Netlink, index: u32) -> io::Result<Vec<(u32, IpAddr)>> {
+fn addresses(netlink: &Netlink, index: u32) -> io::Result<Addresses> {
     let answers = ask(netlink, NLM_F_DUMP, RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
     let address = |answer| match answer {
         RouteNetlinkMessage::NewAddress(message) => {
