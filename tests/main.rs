@@ -23,6 +23,7 @@ mod host_network;
 mod identity;
 mod kata_habits;
 mod killed_shim;
+mod leak_table;
 mod many_at_once;
 mod metrics;
 mod nerdctl_calls;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use egress::policy::{Action, CompiledPolicy, Destination, Fqdn, Policy, Rule};
 use egress::protocol::SandboxKey;
-use egress::worker::gate::{Gate, Metrics, Names, Resolve, Settings, Unresolved};
+use egress::worker::gate::{Gate, Metrics, Names, Open, Resolve, Settings, Unresolved};
 use egress::worker::{Attempt, Attempts, Authorizable, Authorizer, Binding, Bindings, Effective, Unauthorized};
 use tokio::sync::watch;
 
@@ -76,6 +76,7 @@ fn gate_to(host: SocketAddr) -> SocketAddr {
             resolve: At(host),
             authorizer: Nobody,
             attempts: Arc::new(Nobody),
+            open: Open::new(&Metrics::default()),
             metrics: Metrics::default(),
             original_destination: Box::new(|_| Ok(SocketAddr::new(Ipv4Addr::new(198, 18, 0, 1).into(), 443))),
         });

@@ -9,11 +9,14 @@
 //! privileges: reads what sandboxes send).
 
 pub mod client;
+pub mod explain;
 pub mod paths;
 pub mod policy;
 pub mod protocol;
 
 #[cfg(feature = "daemon")]
 pub mod daemon;
+#[cfg(feature = "daemon")]
+mod sys;
 #[cfg(feature = "daemon")]
 pub mod worker;

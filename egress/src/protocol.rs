@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use trust::digest::Digest;
 
-use crate::policy::{Protocol, Verdict};
+use crate::policy::{Document, Protocol, Verdict};
 
 /// What this version of the protocol is called in every request.
 pub const VERSION: u32 = 1;
@@ -57,6 +57,8 @@ pub enum Ask {
     Detach(SandboxKey),
     /// All fences. Answer: `fences`.
     List,
+    /// The rules that hold for a sandbox. Answer: `policy`.
+    Get(SandboxKey),
     /// What becomes of a flow of a sandbox, and why. Answer: `explained`.
     Explain(Explain),
     /// What was granted to a sandbox by the decision point is forgotten, and flows that it was granted for end. Answer: `done`.
@@ -75,6 +77,8 @@ pub enum Answer {
     Fence(Fence),
     /// All of them.
     Fences(Vec<Listed>),
+    /// All rules, none included by name any more.
+    Policy(Document),
     /// Why.
     Explained(Explained),
     /// What was read.
@@ -112,6 +116,8 @@ pub enum Code {
     PolicyInvalid,
     /// No fence can stand around this network.
     NotFenceable,
+    /// There is nothing to stand around: no interface but `lo`.
+    Sealed,
     /// The kernel did not take the rules, or does not have them.
     Kernel,
     /// The half that answers DNS and carries connections does not answer.

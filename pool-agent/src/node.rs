@@ -16,14 +16,15 @@ const HOSTNAME: &str = "/proc/sys/kernel/hostname";
 pub struct Root {
     lib: PathBuf,
     etc: PathBuf,
+    run: PathBuf,
 }
 
 impl Root {
-    /// Below `moved` (`lib` and `etc` in it), else where they are installed.
+    /// Below `moved` (`lib`, `etc` and `run` in it), else where they are installed.
     pub fn new(moved: Option<&Path>) -> Self {
         match moved {
-            Some(root) => Self { lib: root.join("lib"), etc: root.join("etc") },
-            None => Self { lib: "/var/lib/creto".into(), etc: "/etc/creto".into() },
+            Some(root) => Self { lib: root.join("lib"), etc: root.join("etc"), run: root.join("run") },
+            None => Self { lib: "/var/lib/creto".into(), etc: "/etc/creto".into(), run: "/run/creto".into() },
         }
     }
 
@@ -55,6 +56,16 @@ impl Root {
     /// The node's agents, a file each.
     pub fn agents(&self) -> PathBuf {
         self.etc.join("agents.d")
+    }
+
+    /// The network policies, a file each.
+    pub fn policies(&self) -> PathBuf {
+        self.etc.join("policies.d")
+    }
+
+    /// Where creto-egress answers.
+    pub fn egress_socket(&self) -> PathBuf {
+        self.run.join("egress.sock")
     }
 
     /// The operator's settings.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use egress::policy::Policies;
+use egress::policy::{DEFAULT_POLICY, Policies};
 use egress::protocol::{Fence, PolicyRef};
 use serde_json::{Value, json};
 use trust::attestation::predicate::{self, Launch, Sandbox};
@@ -453,11 +453,13 @@ impl State {
     }
 }
 
-/// The policy that holds where no request names one: the agent's own, of the node's policies; without one nothing passes.
+/// The policy that holds where no request names one: the agent's own of the node's policies, else the node's default for
+/// agents; of nobody, nothing passes.
 fn default_policy(identity: &Identity) -> PolicyRef {
-    match identity.default_policy() {
-        Some(name) => PolicyRef::Named(name.to_string()),
-        None => PolicyRef::Inline(json!({"rules": []})),
+    match (identity.default_policy(), identity.agent()) {
+        (Some(name), _) => PolicyRef::Named(name.to_string()),
+        (None, Some(_)) => PolicyRef::Named(DEFAULT_POLICY.to_owned()),
+        (None, None) => PolicyRef::Inline(json!({"rules": []})),
     }
 }
 

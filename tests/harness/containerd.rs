@@ -37,6 +37,8 @@ pub struct Setup {
     pub settings: String,
     /// What else is in containerd's environment, and so in its shims'.
     pub env: Vec<(&'static str, String)>,
+    /// The network namespace that containerd, its shims and `ctr` run in; the host's without.
+    pub netns: Option<PathBuf>,
     /// containerd's snapshotter; overlayfs where the file system can carry it, else native.
     pub snapshotter: Option<&'static str>,
 }
@@ -112,7 +114,7 @@ impl Node {
         let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
         let path: OsString = std::env::join_paths(own.into_iter().chain(system)).unwrap();
         let log = File::options().create(true).append(true).open(self.path("containerd.log")).unwrap();
-        let mut command = Command::new(self.setup.containerd.bin().join("containerd"));
+        let mut command = self.command(&self.setup.containerd.bin().join("containerd"));
         command.arg("--config").arg(&config).env("PATH", path).env("CRETO_ROOT", self.path("creto"));
         command.envs(self.setup.env.iter().cloned());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
@@ -129,6 +131,18 @@ impl Node {
             if ended.is_none() {
                 let _ = daemon.kill();
                 let _ = daemon.wait();
+            }
+        }
+    }
+
+    /// A program in the node's network namespace; its mounts are the host's.
+    fn command(&self, program: &Path) -> Command {
+        match &self.setup.netns {
+            None => Command::new(program),
+            Some(netns) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={}", netns.display())).arg(program);
+                command
             }
         }
     }
@@ -183,7 +197,7 @@ path = "{dir}/opt"
 
     /// `ctr` with these arguments, not yet started.
     pub fn ctr_command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(self.setup.containerd.bin().join("ctr"));
+        let mut command = self.command(&self.setup.containerd.bin().join("ctr"));
         command.arg("--address").arg(self.address()).args(["--namespace", &self.namespace]).args(args);
         command
     }

@@ -157,7 +157,9 @@ impl Internet {
 }
 
 fn listen(at: SocketAddr) -> TcpListener {
-    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket, sockopt};
+    use nix::sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket, sockopt,
+    };
     let family = if at.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
     let made = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
     if at.is_ipv6() {

@@ -5,13 +5,17 @@ pub mod cli;
 pub mod containerd;
 pub mod events;
 pub mod images;
+pub mod internet;
 pub mod kata;
 pub mod leaks;
+pub mod netns;
+pub mod network;
 pub mod nhi;
 pub mod parts;
 pub mod process;
 pub mod terminal;
 pub mod trust;
+pub mod wire;
 
 use std::time::{Duration, Instant};
 

@@ -108,22 +108,30 @@ fn part_dir(part: &str) -> PathBuf {
 /// The directory of the shim under test.
 pub fn shim_dir() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
-    DIR.get_or_init(|| built("containerd-shim-creto-v2").parent().expect("a program lies in a directory").to_owned())
+    DIR.get_or_init(|| {
+        built("containerd-shim-creto-v2", &["--release"]).parent().expect("a program lies in a directory").to_owned()
+    })
 }
 
 /// The client under test.
 pub fn cli() -> &'static Path {
     static CLI: OnceLock<PathBuf> = OnceLock::new();
-    CLI.get_or_init(|| built("creto-runtime"))
+    CLI.get_or_init(|| built("creto-runtime", &["--release"]))
 }
 
-/// The program of a package. Built in release mode, alone, as users get it: cargo merges the features of what it builds
+/// The daemon under test.
+pub fn egress() -> &'static Path {
+    static EGRESS: OnceLock<PathBuf> = OnceLock::new();
+    EGRESS.get_or_init(|| built("creto-egress", &["--profile", "daemon", "--features", "daemon"]))
+}
+
+/// The program of a package. Built for users, alone, as users get it: cargo merges the features of what it builds
 /// together. Where nothing has changed this costs cargo's look at the clock.
-fn built(package: &str) -> PathBuf {
+fn built(package: &str, how: &[&str]) -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
-    build.args(["build", "--release", "--locked", "--message-format=json-render-diagnostics"]);
-    build.args(["-p", package]).current_dir(workspace());
+    build.args(["build", "--locked", "--message-format=json-render-diagnostics"]);
+    build.args(["-p", package]).args(how).current_dir(workspace());
     let built = build.output().unwrap_or_else(|error| panic!("starting {build:?}: {error}"));
     assert!(built.status.success(), "{build:?}: {}", String::from_utf8_lossy(&built.stderr));
     let program = String::from_utf8_lossy(&built.stdout).lines().find_map(|line| {

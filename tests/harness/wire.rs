@@ -37,14 +37,17 @@ impl Wire {
     /// Begins to listen; what comes from now on is seen.
     pub fn tap(netns: &Netns) -> Self {
         let socket = netns.inside(|| {
-            let all = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll).unwrap();
+            let all =
+                socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll).unwrap();
             setsockopt(&all, sockopt::ReceiveTimeout, &TimeVal::milliseconds(50)).unwrap();
             setsockopt(&all, sockopt::RcvBuf, &(8 << 20)).unwrap();
             all
         });
-        let (seen, others, end) = (Arc::default(), Arc::default(), Arc::new(AtomicBool::new(false)));
+        let seen: Arc<Mutex<Vec<Packet>>> = Arc::default();
+        let others: Arc<Mutex<Vec<(u16, Vec<u8>)>>> = Arc::default();
+        let end = Arc::new(AtomicBool::new(false));
         let thread = thread::spawn({
-            let (seen, others, end) = (Arc::clone(&seen), Arc::clone(&others), end.clone());
+            let (seen, others, end) = (seen.clone(), others.clone(), end.clone());
             move || {
                 let mut frame = vec![0; 1 << 16];
                 while !end.load(Ordering::Relaxed) {

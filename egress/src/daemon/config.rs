@@ -10,9 +10,10 @@ use serde::Deserialize;
 use trust::id::NodeId;
 
 use super::events::Allowed;
-use crate::worker::authz::AuthzConfig;
-use crate::worker::dns::DnsSettings;
-use crate::worker::gate::GateSettings;
+use crate::paths::Paths;
+use crate::worker::control::Settings;
+use crate::worker::dns::{DnsSettings, Server, Transport};
+use crate::worker::{authz, gate};
 
 /// egress.toml.
 #[derive(Clone, Debug, Deserialize)]
@@ -27,9 +28,11 @@ pub struct Config {
     /// How names are answered.
     pub dns: DnsSettings,
     /// How connections are carried.
-    pub gate: GateSettings,
+    pub gate: gate::Settings,
     /// Who decides where a rule says RequireAuthz.
-    pub authz: AuthzConfig,
+    pub authz: authz::settings::Settings,
+    /// Whether the host's own processes may connect to sandboxes: probes, ports that are published.
+    pub host_connects: bool,
     /// What is recorded.
     pub events: Events,
     /// How often the rules in the kernel are compared with what they should be.
@@ -98,8 +101,9 @@ impl Default for Config {
             metrics: None,
             ports: Ports::default(),
             dns: DnsSettings::default(),
-            gate: GateSettings::default(),
-            authz: AuthzConfig::default(),
+            gate: gate::Settings::default(),
+            authz: authz::settings::Settings::default(),
+            host_connects: true,
             events: Events::default(),
             audit_every: Duration::from_secs(30),
             worker: Worker::default(),
@@ -137,6 +141,18 @@ impl Config {
         }
     }
 
+    /// What the worker serves with: it reads no file, so what stands in files is read here.
+    pub fn worker_settings(&self, paths: &Paths) -> Result<Settings, ConfigError> {
+        let invalid = |why: String| ConfigError::Invalid { path: paths.config(), why };
+        let authz = self.authz.read().map_err(|e| invalid(format!("authz: {e}")))?;
+        let mut dns = self.dns.clone();
+        if dns.upstream.servers.is_empty() {
+            dns.upstream.servers = of_the_host()?;
+        }
+        let Worker { uid, gid } = self.worker;
+        Ok(Settings { uid, gid, root: paths.empty(), dns, gate: self.gate.clone(), authz })
+    }
+
     fn parse(text: &str) -> Result<Self, String> {
         let config: Self = toml::from_str(text).map_err(|e| e.to_string())?;
         let Ports { dns, gate } = config.ports;
@@ -150,6 +166,23 @@ impl Config {
             return Err("audit_every and events.window must be more than nothing".into());
         }
         Ok(config)
+    }
+}
+
+/// The resolvers that the host asks.
+fn of_the_host() -> Result<Vec<Server>, ConfigError> {
+    const RESOLV_CONF: &str = "/etc/resolv.conf";
+    let path = PathBuf::from(RESOLV_CONF);
+    let text = fs::read_to_string(&path).map_err(|error| ConfigError::Unreadable { path: path.clone(), error })?;
+    let address = |line: &str| line.strip_prefix("nameserver")?.trim().parse::<std::net::IpAddr>().ok();
+    let server = |address| Server { address: SocketAddr::new(address, 53), transport: Transport::Udp };
+    let servers: Vec<_> = text.lines().filter_map(address).map(server).collect();
+    match servers.is_empty() {
+        false => Ok(servers),
+        true => Err(ConfigError::Invalid {
+            path,
+            why: "it names no resolver: set dns.upstream.servers in egress.toml".into(),
+        }),
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
-use trust::audit::{About, Event, Protocol as Transport};
+use trust::audit::{About, Connection, Event, Protocol as Transport};
 
 use crate::policy::Protocol;
 use crate::protocol::SandboxKey;
@@ -132,17 +132,11 @@ impl Counted {
         let text = |text: String| text.as_str().into();
         let (destination, rule) = (destination.as_str().into(), rule.map(text));
         let (count, attestation) = (self.count, attestation.map(text));
+        let connection = Connection { destination, port, protocol, rule, generation, count, attestation };
         match outcome {
-            Outcome::Allowed => {
-                Event::EgressAllowed { destination, port, protocol, rule, generation, count, attestation }
-            }
-            Outcome::Denied(reason) => {
-                let reason = text(reason);
-                Event::EgressDenied { destination, port, protocol, rule, reason, generation, count, attestation }
-            }
-            Outcome::AuthzRequired => {
-                Event::AuthzRequired { destination, port, protocol, rule, generation, count, attestation }
-            }
+            Outcome::Allowed => Event::EgressAllowed { connection },
+            Outcome::Denied(reason) => Event::EgressDenied { connection, reason: text(reason) },
+            Outcome::AuthzRequired => Event::AuthzRequired { connection },
         }
     }
 }

@@ -1,9 +1,24 @@
-//! The privileged half: kernel, files, sockets. Reading order: `fence`, which puts one around a sandbox; what it stands on
-//! follows, the pure parts (`ruleset`, `nf_tables`) and those with effects (`netns`, `kernel`, `netlink`).
+//! The privileged half: kernel, files, sockets. It reads what root says, and nothing that a sandbox does; what does stands in
+//! `worker`.
+//!
+//! Reading order: `run`, `server`, `sandboxes`, which tells how a fence is put up; what that stands on follows: `fence` (over the
+//! pure `ruleset` and `nf_tables`, and `netns`, `kernel` and `netlink` with effects), `state`, `worker`, `recorder`.
 
+mod config;
+mod events;
 pub mod fence;
 pub mod kernel;
+mod metrics;
 pub mod netlink;
 pub mod netns;
 pub mod nf_tables;
+mod recorder;
 pub mod ruleset;
+mod run;
+mod sandboxes;
+mod server;
+mod sockets;
+mod state;
+mod worker;
+
+pub use run::{DaemonFailed, check, run};

@@ -13,6 +13,7 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage}
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::SockProtocol;
+use serde::{Deserialize, Serialize};
 
 use super::netlink::{Message, Netlink};
 use crate::protocol::Interface;
@@ -27,7 +28,8 @@ pub enum Network {
 }
 
 /// An interface, as the fence needs to know it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Port {
     /// The interface and its other end.
     pub interface: Interface,
@@ -88,6 +90,12 @@ pub fn look(netns: impl AsFd) -> Result<Network, NetnsError> {
         ports.push(port(&host, netns, link, own)?);
     }
     Ok(if ports.is_empty() { Network::Sealed } else { Network::Wired(ports) })
+}
+
+/// Whether an interface's end on the host is still there.
+pub fn stands(interface: &Interface) -> io::Result<bool> {
+    let end = link(&Netlink::open(SockProtocol::NetlinkRoute)?, interface.host_index)?;
+    Ok(end.is_some_and(|end| end.name == interface.host_name && end.kind == Some(InfoKind::Veth)))
 }
 
 /// On a thread of its own: a thread that has moved into another network namespace is of no use for anything else.

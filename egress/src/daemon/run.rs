@@ -15,10 +15,11 @@ use trust::audit::{Limits, Spool};
 use trust::id::NodeId;
 
 use super::config::{Config, ConfigError};
-use super::fences::Fences;
-use super::kernel::{Kernel, KernelError};
+use super::fence::{FenceError, Fences};
 use super::metrics::{self, Metrics};
 use super::recorder::Recorder;
+use super::ruleset::Settings as FenceSettings;
+use super::sandboxes::Sandboxes;
 use super::server;
 use super::sockets::Sockets;
 use super::state::State;
@@ -26,7 +27,6 @@ use super::worker::{Start, Worker};
 use crate::paths::Paths;
 use crate::policy::Policies;
 use crate::protocol::Refusal;
-use crate::worker::control::Settings;
 
 /// Batches of attempts on their way to the record.
 const ATTEMPTS: usize = 1024;
@@ -50,7 +50,7 @@ pub enum DaemonFailed {
     Node(trust::id::BadId),
     /// The kernel's tables.
     #[error(transparent)]
-    Kernel(#[from] KernelError),
+    Kernel(#[from] FenceError),
     /// What stood before.
     #[error("putting up again what stood: {0}")]
     Recover(Refusal),
@@ -90,32 +90,41 @@ pub fn run(root: Option<&Path>, debug: bool) -> Result<(), DaemonFailed> {
 
 async fn serve(paths: Paths, config: Config, debug: bool) -> Result<(), DaemonFailed> {
     let listener = doing(paths.socket().display().to_string(), server::listen(&paths.socket()))?;
-    let (state, empty) = (State::open(paths.state()), fs::DirBuilder::new().recursive(true).mode(0o755).create(paths.empty()));
+    let (state, empty) =
+        (State::open(paths.state()), fs::DirBuilder::new().recursive(true).mode(0o755).create(paths.empty()));
     let state = doing(paths.state().display().to_string(), state)?;
     doing(paths.empty().display().to_string(), empty)?;
     let node = node(config.node.clone())?;
-    let spool = Spool::new(&paths.spool(), "egress", node.as_str(), Limits::default());
-    let spool = spool.map_err(|e| DaemonFailed::Io { doing: paths.spool().display().to_string(), error: io::Error::other(e) })?;
+    let spool = Spool::new(&paths.spool(), "egress", &node.to_string(), Limits::default());
+    let spool = spool
+        .map_err(|e| DaemonFailed::Io { doing: paths.spool().display().to_string(), error: io::Error::other(e) })?;
     let metrics = Arc::new(Metrics::new());
     let recorder = Arc::new(Recorder::new(spool, metrics.clone()));
 
-    let kernel = Kernel::open(config.ports).await?; // packets of whoever is fenced are held from here on, whatever comes
+    let settings = FenceSettings {
+        dns_port: config.ports.dns,
+        gate_port: config.ports.gate,
+        log_group: None,
+        host_connects: config.host_connects,
+    };
+    let fences = Fences::open(settings)?; // those of an earlier daemon stand on
     let sockets = doing(format!("listening on {:?}", config.ports), Sockets::bind(config.ports))?;
     let (tell, told) = mpsc::channel(ATTEMPTS);
     tokio::spawn(recorder.clone().run(config.events, told));
     let program = doing("finding its own program", std::env::current_exe())?;
     let settings = config.worker_settings(&paths)?;
     let worker = Worker::keep(Start { program, debug, settings, sockets }, tell);
-    let fences = Fences::new(Policies::new(paths.policies()), state, kernel, worker.clone(), recorder, metrics.clone());
-    let fences = Arc::new(fences);
-    fences.recover().await.map_err(DaemonFailed::Recover)?;
+    let policies = Policies::new(paths.policies());
+    let sandboxes = Sandboxes::new(policies, state, fences, worker.clone(), recorder, metrics.clone());
+    let sandboxes = Arc::new(sandboxes);
+    sandboxes.recover().await.map_err(DaemonFailed::Recover)?;
 
     if let Some(address) = config.metrics {
         let reader = doing(format!("metrics at {address}"), listen(address).await)?;
         tokio::spawn(metrics::serve(reader, metrics, worker));
     }
-    tokio::spawn(server::serve(listener, fences.clone()));
-    let auditing = fences.clone();
+    tokio::spawn(server::serve(listener, sandboxes.clone()));
+    let auditing = sandboxes.clone();
     tokio::spawn(async move {
         let mut due = tokio::time::interval(config.audit_every);
         loop {
@@ -133,7 +142,7 @@ async fn serve(paths: Paths, config: Config, debug: bool) -> Result<(), DaemonFa
             _ = end.recv() => break,
             _ = interrupt.recv() => break,
             _ = reload.recv() => {
-                let reloaded = fences.reload().await;
+                let reloaded = sandboxes.reload().await;
                 tracing::info!(changed = reloaded.changed.len(), "policies were read again");
                 reloaded.errors.iter().for_each(|error| tracing::error!(error, "policy"));
             }

@@ -1,4 +1,4 @@
-//! egress.sock: reads a question, asks the node's fences, writes the answer. Only root is answered.
+//! egress.sock: reads a question, asks the node's sandboxes, writes the answer. Only root is answered.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
-use super::fences::Fences;
+use super::sandboxes::Sandboxes;
 use crate::protocol::{Answer, Ask, Code, MAX_LINE, Question, Refusal, SandboxKey, VERSION};
 
 /// Callers at a time; one more waits to be let in.
@@ -37,15 +37,15 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers callers for ever.
-pub async fn serve(listener: UnixListener, fences: Arc<Fences>) {
+pub async fn serve(listener: UnixListener, sandboxes: Arc<Sandboxes>) {
     let room = Arc::new(Semaphore::new(CALLERS));
     loop {
         let Ok(place) = room.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let fences = fences.clone();
+                let sandboxes = sandboxes.clone();
                 tokio::spawn(async move {
-                    if let Err(error) = caller(stream, &fences).await {
+                    if let Err(error) = caller(stream, &sandboxes).await {
                         tracing::debug!(%error, "a caller is gone");
                     }
                     drop(place);
@@ -59,7 +59,7 @@ pub async fn serve(listener: UnixListener, fences: Arc<Fences>) {
     }
 }
 
-async fn caller(stream: UnixStream, fences: &Fences) -> io::Result<()> {
+async fn caller(stream: UnixStream, sandboxes: &Sandboxes) -> io::Result<()> {
     let uid = stream.peer_cred()?.uid();
     if uid != 0 && uid != Uid::effective().as_raw() {
         tracing::warn!(uid, "a caller that is not root was sent away");
@@ -78,9 +78,9 @@ async fn caller(stream: UnixStream, fences: &Fences) -> io::Result<()> {
             return write(&mut writer, &Answer::Refused(Refusal { code: Code::BadQuestion, message })).await;
         }
         match question(&line) {
-            Ok(Ask::Watch(sandbox)) => return watch(fences, &sandbox, &mut writer).await,
+            Ok(Ask::Watch(sandbox)) => return watch(sandboxes, &sandbox, &mut writer).await,
             Ok(ask) => {
-                let answer = answer(fences, ask).await.unwrap_or_else(Answer::Refused);
+                let answer = answer(sandboxes, ask).await.unwrap_or_else(Answer::Refused);
                 write(&mut writer, &answer).await?;
             }
             Err(refusal) => write(&mut writer, &Answer::Refused(refusal)).await?,
@@ -103,23 +103,24 @@ pub fn question(line: &[u8]) -> Result<Ask, Refusal> {
     serde_json::from_slice(line).map(|question: Question| question.ask).map_err(bad)
 }
 
-async fn answer(fences: &Fences, ask: Ask) -> Result<Answer, Refusal> {
+async fn answer(sandboxes: &Sandboxes, ask: Ask) -> Result<Answer, Refusal> {
     Ok(match ask {
-        Ask::Attach(attach) => Answer::Fence(fences.attach(attach).await?),
-        Ask::Update(update) => Answer::Fence(fences.update(update).await?),
-        Ask::AddRule(own) => Answer::Fence(fences.add_rule(own).await?),
-        Ask::RemoveRule(own) => Answer::Fence(fences.remove_rule(own).await?),
-        Ask::Detach(sandbox) => fences.detach(&sandbox).await.map(|()| Answer::Done)?,
-        Ask::List => Answer::Fences(fences.list().await),
-        Ask::Explain(flow) => Answer::Explained(fences.explain(&flow).await?),
-        Ask::Revoke(sandbox) => fences.revoke(&sandbox).await.map(|()| Answer::Done)?,
-        Ask::Reload => Answer::Reloaded(fences.reload().await),
-        Ask::Watch(sandbox) => Answer::Fence(fences.watch(&sandbox).await?.borrow().clone()),
+        Ask::Attach(attach) => Answer::Fence(sandboxes.attach(attach).await?),
+        Ask::Update(update) => Answer::Fence(sandboxes.update(update).await?),
+        Ask::AddRule(own) => Answer::Fence(sandboxes.add_rule(own).await?),
+        Ask::RemoveRule(own) => Answer::Fence(sandboxes.remove_rule(own).await?),
+        Ask::Detach(sandbox) => sandboxes.detach(&sandbox).await.map(|()| Answer::Done)?,
+        Ask::List => Answer::Fences(sandboxes.list().await),
+        Ask::Get(sandbox) => Answer::Policy(sandboxes.get(&sandbox).await?),
+        Ask::Explain(flow) => Answer::Explained(sandboxes.explain(&flow).await?),
+        Ask::Revoke(sandbox) => sandboxes.revoke(&sandbox).await.map(|()| Answer::Done)?,
+        Ask::Reload => Answer::Reloaded(sandboxes.reload().await),
+        Ask::Watch(sandbox) => Answer::Fence(sandboxes.watch(&sandbox).await?.borrow().clone()),
     })
 }
 
-async fn watch(fences: &Fences, sandbox: &SandboxKey, writer: &mut OwnedWriteHalf) -> io::Result<()> {
-    let mut changes = match fences.watch(sandbox).await {
+async fn watch(sandboxes: &Sandboxes, sandbox: &SandboxKey, writer: &mut OwnedWriteHalf) -> io::Result<()> {
+    let mut changes = match sandboxes.watch(sandbox).await {
         Ok(changes) => changes,
         Err(refusal) => return write(writer, &Answer::Refused(refusal)).await,
     };

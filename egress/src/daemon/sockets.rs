@@ -20,9 +20,7 @@ impl Sockets {
         let mut all = Self { dns_udp: Vec::new(), dns_tcp: Vec::new(), gate: Vec::new() };
         for host in hosts {
             let at = |port| SocketAddr::new(host, port);
-            let bound = (|| {
-                Ok((udp(at(ports.dns))?, tcp(at(ports.dns))?, tcp(at(ports.gate))?))
-            })();
+            let bound = (|| Ok((udp(at(ports.dns))?, tcp(at(ports.dns))?, tcp(at(ports.gate))?)))();
             match bound {
                 Ok((dns_udp, dns_tcp, gate)) => {
                     all.dns_udp.push(dns_udp);
@@ -72,4 +70,3 @@ fn tcp(at: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
-

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use trust::digest::Digest;
 
+use super::netns::Port;
+use super::ruleset::Slot;
 use crate::policy::Document;
 use crate::protocol::{Attach, Fence, SandboxKey};
 
@@ -22,8 +24,17 @@ pub struct Kept {
     pub own_rules: Vec<Value>,
     /// The policy that is enforced, all in all: what holds should its file be gone.
     pub policy: Document,
+    /// What it stands around: a sandbox that runs shows its addresses no more.
+    pub ports: Vec<Port>,
     /// As it stands, or is about to.
     pub fence: Fence,
+}
+
+impl Kept {
+    /// Its place in the kernel's rules.
+    pub fn slot(&self) -> Option<Slot> {
+        Slot::of_mark(self.fence.mark)
+    }
 }
 
 /// The files.
@@ -95,6 +106,7 @@ mod tests {
             attach: Attach { sandbox: sandbox.clone(), agent: None, netns: "/x".into(), policy, attestation: None },
             own_rules: vec![],
             policy: Document::default(),
+            ports: vec![],
             fence: Fence { sandbox, mark: 1, interfaces: vec![], ruleset: none, policy: none, generation },
         }
     }
@@ -110,7 +122,8 @@ mod tests {
         fs::write(dir.path().join("s/d.new"), "half").unwrap();
         let mut found: Vec<_> = state.all().unwrap().into_iter().collect();
         found.sort_by_key(|kept| kept.as_ref().map(|kept| kept.attach.sandbox.id.clone()).ok());
-        let found: Vec<_> = found.into_iter().map(|kept| kept.map(|k| (k.attach.sandbox.id, k.fence.generation))).collect();
+        let found: Vec<_> =
+            found.into_iter().map(|kept| kept.map(|k| (k.attach.sandbox.id, k.fence.generation))).collect();
         assert!(matches!(&found[..], [Err(_), Ok((b, 1)), Ok((a, 2))] if b == "../b" && a == "a"), "{found:?}");
         state.remove(&kept("a", 1).attach.sandbox).unwrap();
         state.remove(&kept("a", 1).attach.sandbox).unwrap();

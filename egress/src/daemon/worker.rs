@@ -19,8 +19,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::sockets::Sockets;
 use crate::protocol::SandboxKey;
-use crate::worker::control::{Bind, Busy, Notice, Order, Settings};
 use crate::worker::Attempt;
+use crate::worker::control::{Bind, Busy, Notice, Order, Settings};
 
 /// How long an order may take.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -170,7 +170,13 @@ impl Keeper {
             .kill_on_drop(true)
             .spawn()?;
         let (counts, fds) = self.start.sockets.fds();
-        sendmsg::<()>(ours.as_raw_fd(), &[IoSlice::new(&counts)], &[ControlMessage::ScmRights(&fds)], MsgFlags::empty(), None)?;
+        sendmsg::<()>(
+            ours.as_raw_fd(),
+            &[IoSlice::new(&counts)],
+            &[ControlMessage::ScmRights(&fds)],
+            MsgFlags::empty(),
+            None,
+        )?;
         ours.set_nonblocking(true)?;
         let (read, write) = UnixStream::from_std(ours)?.into_split();
         let read = BufReader::new(read).lines();

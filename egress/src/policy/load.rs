@@ -19,6 +19,8 @@ use super::model::{Policy, Rule};
 use super::parse::{BadField, BadPolicy, Document, MAX_ID, MAX_RULES};
 use crate::protocol::PolicyRef;
 
+/// The policy of agents that have none of their own. It needs no file: without one nothing passes.
+pub const DEFAULT_POLICY: &str = "default";
 /// No file is larger, in bytes.
 pub const MAX_BYTES: u64 = 1 << 20;
 /// Includes are followed so far: a policy, what it includes, what that includes, ….
@@ -213,6 +215,7 @@ impl Policies {
         let chain = chain.to_vec();
         let text = match self.text(name) {
             Ok(Some(text)) => text,
+            Ok(None) if name.to_string() == DEFAULT_POLICY => return Ok(Document::default()),
             Ok(None) => return Err(LoadError::Unknown { name: name.clone(), path, chain }),
             Err(why) => return Err(LoadError::File { path, chain, why }),
         };

@@ -24,7 +24,7 @@ pub use check::{CompiledPolicy, Decision, Flow, Reason, Target, Verdict};
 pub use destination::BadDestination;
 pub use edit::{EditError, add_rule, remove_rule};
 pub use lint::{Doubt, Warning, lint};
-pub use load::{LoadError, Policies};
+pub use load::{DEFAULT_POLICY, LoadError, Policies};
 pub use model::{Action, AddressRule, Destination, Policy, PortRange, Protocol, Rule};
 pub use name::{BadName, Fqdn};
 pub use parse::{BadField, BadPolicy, Document, MAX_RULES};

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Attempt;
-use super::authz::AuthzSettings;
+use super::authz::setup::Setup;
 use super::dns::DnsSettings;
-use super::gate::GateSettings;
+use super::gate;
 use crate::policy::Document;
 use crate::protocol::SandboxKey;
 
@@ -25,9 +25,9 @@ pub struct Settings {
     /// How names are answered, and who is asked for addresses.
     pub dns: DnsSettings,
     /// How connections are carried.
-    pub gate: GateSettings,
+    pub gate: gate::Settings,
     /// Who decides where a rule says RequireAuthz.
-    pub authz: AuthzSettings,
+    pub authz: Setup,
 }
 
 /// What the worker is told.

@@ -2,18 +2,25 @@
 //! by sandboxes and strangers. It knows a sandbox by its address, which the fence has made sure of.
 
 pub mod authz;
+mod confine;
+pub mod control;
 pub mod dns;
+pub mod gate;
+mod metrics;
+mod run;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::policy::{CompiledPolicy, Fqdn, Protocol};
-use crate::protocol::SandboxKey;
+pub use run::{WorkerFailed, run};
 
-pub mod gate;
+use crate::policy::{CompiledPolicy, Decision, Flow, Fqdn, Protocol};
+use crate::protocol::SandboxKey;
 
 /// A sandbox, as the worker knows it.
 #[derive(Debug)]
@@ -34,6 +41,16 @@ pub struct Effective {
     pub policy: CompiledPolicy,
     /// Counts its policies.
     pub generation: u64,
+}
+
+impl Effective {
+    /// Decides, and counts how long that took.
+    pub fn check(&self, flow: &Flow<'_>) -> Decision<'_> {
+        let began = Instant::now();
+        let decision = self.policy.check(flow);
+        metrics::CHECK_LATENCY.observe(began.elapsed().as_secs_f64());
+        decision
+    }
 }
 
 /// The sandboxes by their addresses.
@@ -62,7 +79,8 @@ impl Bindings {
 }
 
 /// What a flow, or a question for a name, came to. Told to whoever keeps the record.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Attempt {
     /// Whose it was.
     pub sandbox: SandboxKey,
@@ -81,7 +99,8 @@ pub struct Attempt {
 }
 
 /// What an attempt came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// It was let through.
     Allowed,

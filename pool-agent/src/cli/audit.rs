@@ -276,7 +276,10 @@ fn time(millis: u64) -> String {
 
 /// The event's own fields, without its name and what has a column.
 fn details(event: &Event) -> String {
-    let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(event) else { return String::new() };
+    let Ok(serde_json::Value::Object(mut fields)) = serde_json::to_value(event) else { return String::new() };
+    if let Some(serde_json::Value::Object(connection)) = fields.remove("connection") {
+        fields.extend(connection);
+    }
     let shown =
         fields.iter().filter(|(name, value)| !value.is_null() && !["type", "destination"].contains(&name.as_str()));
     let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -366,6 +369,8 @@ fn hex(hash: &Hash) -> String {
 
 #[cfg(test)]
 mod tests {
+    use trust::audit::{Connection, Protocol};
+
     use super::*;
 
     #[test]
@@ -389,13 +394,18 @@ mod tests {
     #[test]
     fn details_are_what_no_column_says() {
         let event = Event::EgressDenied {
-            destination: "evil.example".into(),
-            port: 443,
-            protocol: trust::audit::record::Protocol::Tcp,
-            rule: None,
+            connection: Connection {
+                destination: "evil.example".into(),
+                port: 443,
+                protocol: Protocol::Tcp,
+                rule: None,
+                generation: 2,
+                count: 3,
+                attestation: None,
+            },
             reason: "no rule allows it".into(),
         };
-        assert_eq!(details(&event), "port=443 protocol=tcp reason=no rule allows it");
+        assert_eq!(details(&event), "count=3 generation=2 port=443 protocol=tcp reason=no rule allows it");
         assert_eq!(details(&Event::SandboxDeleted {}), "");
         assert_eq!(time(1_800_000_000_005), "2027-01-15T08:00:00.005Z");
         assert_eq!(time(u64::MAX), "9999-12-31T23:59:59.999Z");

@@ -8,6 +8,7 @@ pub mod agent;
 pub mod attestation;
 pub mod audit;
 pub mod keys;
+pub mod network_policy;
 
 pub mod output;
 pub mod shell;
@@ -21,11 +22,11 @@ use clap::{Parser, Subcommand};
 
 use crate::node::Root;
 
-/// What people ask of a node: its attestations, its audit record, its keys, its agents.
+/// What people ask of a node: its attestations, its audit record, its keys, its agents, its network policies.
 #[derive(Debug, Parser)]
 #[command(name = "creto-runtime-cli", version)]
 pub struct Cli {
-    /// Where the node's things lie: DIR/lib and DIR/etc instead of /var/lib/creto and /etc/creto
+    /// Where the node's things lie: DIR/{lib,etc,run} instead of /var/lib/creto, /etc/creto and /run/creto
     #[arg(long, global = true, value_name = "DIR", env = "CRETO_ROOT", hide_env_values = true, display_order = 900)]
     root: Option<PathBuf>,
     #[command(subcommand)]
@@ -46,6 +47,9 @@ enum Noun {
     /// The agents that may have sandboxes on this node
     #[command(subcommand)]
     Agent(agent::Verb),
+    /// What sandboxes may connect to
+    #[command(subcommand)]
+    NetworkPolicy(network_policy::Verb),
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -70,6 +74,8 @@ pub enum CliError {
     Keys(#[from] keys::KeysError),
     #[error(transparent)]
     Agent(#[from] agent::AgentError),
+    #[error(transparent)]
+    NetworkPolicy(#[from] network_policy::PolicyError),
     #[error("writing the man pages to {}", dir.display())]
     Man {
         dir: PathBuf,
@@ -112,6 +118,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), CliError> {
         Noun::Audit(verb) => audit::run(verb, &root, out)?,
         Noun::Keys(verb) => keys::run(verb, &root, out)?,
         Noun::Agent(verb) => agent::run(verb, &root, out)?,
+        Noun::NetworkPolicy(verb) => network_policy::run(verb, &root, out)?,
         Noun::Completions { shell } => out.write_all(&shell::completions(shell))?,
         Noun::Man { dir } => shell::man(&dir).map_err(|why| CliError::Man { dir, why })?,
     }
@@ -172,6 +179,9 @@ mod tests {
             ("agent add spiffe://Example.org/a --key k", ErrorKind::ValueValidation, "lower case"),
             ("agent add spiffe://example.org/a", ErrorKind::MissingRequiredArgument, "--key"),
             ("agent add spiffe://example.org/a --key k --policy a/b", ErrorKind::ValueValidation, "policy name"),
+            ("network-policy add-rule --destination a.b --action Open", ErrorKind::InvalidValue, "RequireAuthz"),
+            ("network-policy add-rule --action Deny", ErrorKind::MissingRequiredArgument, "--destination"),
+            ("network-policy get --policy a --sandbox-id b", ErrorKind::ArgumentConflict, "--sandbox-id"),
             ("completions tcsh", ErrorKind::InvalidValue, "zsh"),
         ] {
             let line = ["creto-runtime-cli"].into_iter().chain(line.split(' '));

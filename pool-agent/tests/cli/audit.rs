@@ -2,16 +2,18 @@
 
 use std::fs;
 
-use rusqlite::Connection;
+use rusqlite::Connection as Database;
 use serde_json::Value;
-use trust::audit::Event;
-use trust::audit::record::Protocol;
+use trust::audit::{Connection, Event, Protocol};
 
 use crate::node::{AGENT, Node};
 
 fn denied(destination: &str) -> Event {
     let reason = "no rule allows it".into();
-    Event::EgressDenied { destination: destination.into(), port: 443, protocol: Protocol::Tcp, rule: None, reason }
+    let (destination, protocol) = (destination.into(), Protocol::Tcp);
+    let connection =
+        Connection { destination, port: 443, protocol, rule: None, generation: 1, count: 1, attestation: None };
+    Event::EgressDenied { connection, reason }
 }
 
 fn node() -> Node {
@@ -73,7 +75,7 @@ fn an_untouched_record_is_intact_and_what_is_not_proven_is_said() {
 fn a_changed_record_is_found_and_what_there_is_can_still_be_searched() {
     let node = node();
     node.run(&["audit", "head"]).good();
-    let db = Connection::open(node.path("lib/audit.db")).unwrap();
+    let db = Database::open(node.path("lib/audit.db")).unwrap();
     let changed = "UPDATE record SET body = CAST(replace(body, 'api.evil', 'api.good') AS BLOB) WHERE position = 1";
     assert_eq!(db.execute(changed, []), Ok(1));
     let ran = node.run(&["audit", "verify"]);

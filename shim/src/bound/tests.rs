@@ -74,7 +74,12 @@ async fn bound(dir: &Path, clock: Arc<Hands>, revoked: Arc<AtomicBool>) -> Bound
     let (signer, now) = (ports.keyring.signer().unwrap(), ports.clock().timestamp());
     let credential = workload::issue(&signer, &ports.issuer, &identity, &sandbox.id, now, LIFETIME).unwrap();
     Bound {
-        place: Place { dir: dir.join("sandbox"), namespace: "default".into(), group: "c1".into() },
+        place: Place {
+            dir: dir.join("sandbox"),
+            address: String::new(),
+            namespace: "default".into(),
+            group: "c1".into(),
+        },
         sandbox,
         backend: "gvisor".into(),
         about: About::default(),
@@ -82,9 +87,9 @@ async fn bound(dir: &Path, clock: Arc<Hands>, revoked: Arc<AtomicBool>) -> Bound
         asked_secrets: vec![],
         secrets: Secrets::default(),
         launch: Launch::Cold {},
-        policy: Digest::of(DENY_ALL),
+        policy: PolicyRef::Inline(json!({"rules": []})),
         keeping: AttestationSettings::default(),
-        state: Mutex::new(State::new(credential)),
+        state: Mutex::new(State::new(credential, Digest::of(b""))),
         ports,
     }
 }

@@ -87,6 +87,12 @@ impl HeldName {
     }
 }
 
+impl AsRef<Fqdn> for HeldName {
+    fn as_ref(&self) -> &Fqdn {
+        &self.name
+    }
+}
+
 impl Drop for HeldName {
     fn drop(&mut self) {
         if let Some(lease) = self.lease.take() {

@@ -59,7 +59,7 @@ impl Permit {
 /// The policy's decision alone: whether there is any use in reading on.
 pub fn check(policies: &mut Policies, goal: &Goal, port: u16) -> Result<(), Denied> {
     let effective = current(policies)?;
-    let decision = effective.policy.check(&goal.flow(port));
+    let decision = effective.check(&goal.flow(port));
     match decision.verdict {
         Verdict::Allow | Verdict::RequireAuthz => Ok(()),
         Verdict::Deny => Err(denied(Refusal::Policy(decision.reason), &decision, &effective)),
@@ -80,7 +80,7 @@ pub async fn admit<A: Authorizer>(
     let deadline = Instant::now() + hold;
     loop {
         let effective = current(policies)?;
-        let decision = effective.policy.check(&goal.flow(port));
+        let decision = effective.check(&goal.flow(port));
         let refused = match decision.verdict {
             Verdict::Allow => None,
             Verdict::Deny => Some(Refusal::Policy(decision.reason)),

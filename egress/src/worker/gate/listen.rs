@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::flow::Incoming;
 use super::refusal::Refusal;
-use super::{Authorizer, Gate, Goal, Names, Resolve};
+use super::{Authorizer, Gate, Goal, Metrics, Names, Resolve};
 use crate::policy::Protocol;
 use crate::protocol::SandboxKey;
 use crate::worker::{Attempt, Outcome};
@@ -55,8 +55,8 @@ pub fn reset(stream: TcpStream) {
 }
 
 /// Connections that are open, by sandbox.
-#[derive(Debug, Default)]
-struct Open {
+#[derive(Debug)]
+pub struct Open {
     shown: Gauge,
     all: Mutex<(usize, HashMap<SandboxKey, usize>)>,
 }
@@ -69,6 +69,16 @@ pub struct Place {
 }
 
 impl Open {
+    /// None yet; `shown` is their number.
+    pub fn new(metrics: &Metrics) -> Arc<Self> {
+        Arc::new(Self { shown: metrics.open.clone(), all: Mutex::default() })
+    }
+
+    /// How many each sandbox has.
+    pub fn flows(&self) -> Vec<(SandboxKey, usize)> {
+        self.lock().1.iter().map(|(sandbox, flows)| (sandbox.clone(), *flows)).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, (usize, HashMap<SandboxKey, usize>)> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -107,13 +117,12 @@ impl<N: Names, R: Resolve, A: Authorizer + 'static> Gate<N, R, A> {
     pub async fn serve(self: Arc<Self>, listener: std::net::TcpListener) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
-        let open = Arc::new(Open { shown: self.metrics.open.clone(), all: Mutex::default() });
         let mut flows = JoinSet::new();
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((client, peer)) => {
-                        if let Some(incoming) = self.identify(client, peer, &open) {
+                        if let Some(incoming) = self.identify(client, peer) {
                             flows.spawn(self.clone().carry(incoming));
                         }
                     }
@@ -131,7 +140,7 @@ impl<N: Names, R: Resolve, A: Authorizer + 'static> Gate<N, R, A> {
     }
 
     /// Whose it is, and where it goes; resets it where that is not known, or where it is one too many.
-    fn identify(&self, client: TcpStream, peer: SocketAddr, open: &Arc<Open>) -> Option<Incoming<N::Held>> {
+    fn identify(&self, client: TcpStream, peer: SocketAddr) -> Option<Incoming<N::Held>> {
         let accepted = Instant::now();
         let Some(binding) = self.bindings.of(peer.ip().to_canonical()) else {
             tracing::debug!(%peer, "{}", Refusal::NoSandbox);
@@ -164,7 +173,7 @@ impl<N: Names, R: Resolve, A: Authorizer + 'static> Gate<N, R, A> {
             },
             address => (Goal::Address(address), None),
         };
-        let Some(place) = open.take(&binding.sandbox, self.settings.per_sandbox, self.settings.total) else {
+        let Some(place) = self.open.take(&binding.sandbox, self.settings.per_sandbox, self.settings.total) else {
             return refuse(client, goal.to_string(), port, Refusal::TooMany);
         };
         Some(Incoming { client, binding, goal, port, accepted, _held: held, _place: place })

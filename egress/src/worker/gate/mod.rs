@@ -13,6 +13,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Attempts, Authorizable, Authorizer, Bindings, Effective};
 use crate::policy::{Flow, Fqdn, Protocol, Reason, Target};
 use crate::protocol::SandboxKey;
@@ -34,7 +36,7 @@ pub use dial::Unresolved;
 pub use filter::{Expected, Filter};
 pub use hello::Hello;
 pub use http::Requests;
-pub use listen::{OriginalDestination, original_destination};
+pub use listen::{Open, OriginalDestination, original_destination};
 pub use metrics::Metrics;
 pub use refusal::Refusal;
 pub use sniff::{MAX_HEAD, Malformed, Sniffed, sniff};
@@ -66,7 +68,8 @@ pub trait Resolve: Send + Sync + 'static {
 
 /// What becomes of a TLS client that sends `encrypted_client_hello`. A real one hides the name that it goes to; browsers send one
 /// for show, and nobody on the way can tell the two apart (RFC 9849 §6.2).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Ech {
     /// It is refused. Costs browsers that send it always; libraries and tools do so only when asked to.
     #[default]
@@ -76,26 +79,34 @@ pub enum Ech {
     AllowIfOuterNameMatches,
 }
 
-/// How the gate behaves.
-#[derive(Clone, Debug)]
+/// The table `[gate]` of egress.toml: how the gate behaves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// The most connections of all sandboxes together. Each costs two descriptors, a busy one up to six.
     pub total: usize,
     /// The most connections of one sandbox.
     pub per_sandbox: usize,
     /// How long a client may be silent before its host is connected to, for protocols in which the server speaks first.
+    #[serde(with = "humantime_serde")]
     pub silence: Duration,
     /// How long a ClientHello or a head may take from its first byte to its last.
+    #[serde(with = "humantime_serde")]
     pub head: Duration,
     /// How long a connection waits for the decision point.
+    #[serde(with = "humantime_serde")]
     pub hold: Duration,
     /// How long resolving and connecting may take together.
+    #[serde(with = "humantime_serde")]
     pub dial: Duration,
     /// How long the next address waits for the one before it (RFC 8305 §5).
+    #[serde(with = "humantime_serde")]
     pub stagger: Duration,
     /// How long a flow lives on which nothing is said.
+    #[serde(with = "humantime_serde")]
     pub idle: Duration,
     /// How long a flow is silent before TCP asks whether the other end is still there.
+    #[serde(with = "humantime_serde")]
     pub keep_alive: Duration,
     /// What becomes of an encrypted ClientHello.
     pub ech: Ech,
@@ -134,6 +145,8 @@ pub struct Gate<N, R, A> {
     pub attempts: Arc<dyn Attempts>,
     /// What is counted.
     pub metrics: Metrics,
+    /// What is open now, of all its listeners.
+    pub open: Arc<Open>,
     /// Where a connection was to go before it was brought here: `original_destination`.
     pub original_destination: OriginalDestination,
 }

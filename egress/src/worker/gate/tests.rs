@@ -166,6 +166,7 @@ impl World {
             resolve: At(with.has_address.then(|| host.local_addr().unwrap()).into_iter().collect()),
             authorizer: with.decides,
             attempts: told.clone(),
+            open: Open::new(&metrics),
             metrics: metrics.clone(),
             original_destination: Box::new(move |_| original.ok_or(io::ErrorKind::NotFound.into())),
         });

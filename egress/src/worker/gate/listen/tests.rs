@@ -27,7 +27,7 @@ fn an_accept_that_fails_ends_the_gate_only_where_the_listener_is_unusable() {
 
 #[test]
 fn a_sandbox_takes_no_more_than_its_places_and_gives_them_back() {
-    let open = Arc::new(Open::default());
+    let open = Open::new(&Metrics::default());
     let [a, b] = ["a", "b"].map(|id| SandboxKey { namespace: "default".to_owned(), id: id.to_owned() });
     let first = open.take(&a, 1, 2).unwrap();
     assert!(open.take(&a, 1, 2).is_none(), "of its own");

@@ -69,6 +69,7 @@ fn the_destination_of_a_redirected_connection_is_learnt_from_the_kernel() {
                 resolve: At(vec![server.local_addr().unwrap()]),
                 authorizer: Decides::No,
                 attempts: told.clone(),
+                open: Open::new(&Metrics::default()),
                 metrics: Metrics::default(),
                 original_destination: Box::new(original_destination),
             });

@@ -1,9 +1,10 @@
-//! All fences of the node: how one is put up, changed and taken down, in order. Read this first.
+//! All sandboxes of the node with a fence around them: how one is put up, changed and taken down, in order. Read this first.
 //!
 //! What is to be enforced is kept on disk before it stands in the kernel, so that a daemon that is killed at any step finds it
 //! again; and it stands in the kernel, read back, before whoever asked hears of it. Anything that fails undoes what came before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,26 +13,29 @@ use tokio::sync::{Mutex, MutexGuard, watch};
 use trust::audit::Event;
 use trust::digest::Digest;
 
-use super::kernel::Kernel;
+use super::fence::{Audit, Fences};
 use super::metrics::Metrics;
-use super::netns::{self, Network};
+use super::netns::{self, Network, Port};
 use super::recorder::{Known, Recorder};
+use super::ruleset::Slot;
 use super::state::{Kept, State};
 use super::worker::{Worker, WorkerError};
-use crate::policy::{CompiledPolicy, Document, Flow, Fqdn, Policies, Policy, Rule, Target, Verdict};
+use crate::explain::explain;
+use crate::policy::{CompiledPolicy, Document, Policies, Policy, Rule};
 use crate::protocol::{
-    Attach, Code, Explain, Explained, Fence, Listed, OwnRule, OwnRuleId, PolicyRef, Refusal, Reloaded, SandboxKey, Update,
+    Attach, Code, Explain, Explained, Fence, Listed, OwnRule, OwnRuleId, PolicyRef, Refusal, Reloaded, SandboxKey,
+    Update,
 };
 use crate::worker::control::{Bind, Busy};
 
-/// The node's fences, and all that they are made with.
-pub struct Fences {
+/// The node's fenced sandboxes, and all that fences are made with.
+pub struct Sandboxes {
     /// Those that have names.
     policies: Policies,
     /// What outlives the daemon.
     state: State,
     /// What holds the packets.
-    kernel: Kernel,
+    fences: Fences,
     /// What answers names and carries connections.
     worker: Worker,
     /// Where it is recorded.
@@ -59,17 +63,17 @@ fn silent(error: WorkerError) -> Refusal {
     refused(Code::Worker)(&error)
 }
 
-impl Fences {
+impl Sandboxes {
     /// Around nobody yet.
     pub fn new(
         policies: Policies,
         state: State,
-        kernel: Kernel,
+        fences: Fences,
         worker: Worker,
         recorder: Arc<Recorder>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { policies, state, kernel, worker, recorder, metrics, standing: Mutex::default() }
+        Self { policies, state, fences, worker, recorder, metrics, standing: Mutex::default() }
     }
 
     /// Puts up a fence, or puts the sandbox's anew.
@@ -77,11 +81,8 @@ impl Fences {
         let began = Instant::now();
         let mut standing = self.standing.lock().await;
         let policy = self.resolve(&attach.policy, &[])?;
-        let network = netns::inspect(&attach.netns).await.map_err(|e| refused(Code::NotFenceable)(&e))?;
-        let Network::Wired(interfaces) = network else {
-            let why = "its network namespace has no interface but lo: there is nothing to fence";
-            return Err(refused(Code::NotFenceable)(&why));
-        };
+        let ports = look(&attach)?;
+        let interfaces: Vec<_> = ports.iter().map(|port| port.interface.clone()).collect();
         let before = standing.get(&attach.sandbox);
         for (other, taken) in standing.iter().filter(|(other, _)| **other != attach.sandbox) {
             let addresses = taken.kept.fence.interfaces.iter().flat_map(|interface| &interface.addresses);
@@ -91,20 +92,28 @@ impl Fences {
                 return Err(refused(Code::NotFenceable)(&why));
             }
         }
-        let mark = match before {
-            Some(before) => before.kept.fence.mark,
-            None => free_mark(&standing).ok_or_else(|| refused(Code::Kernel)(&"all marks are taken"))?,
+        let slot = match before {
+            Some(before) => before.kept.slot(),
+            None => free_slot(&standing),
         };
+        let slot = slot.ok_or_else(|| refused(Code::Kernel)(&"all marks for packets are taken"))?;
         let generation = before.map_or(0, |before| before.kept.fence.generation) + 1;
         let (sandbox, digest) = (attach.sandbox.clone(), policy.digest());
-        let fence = Fence { sandbox: sandbox.clone(), mark, interfaces, ruleset: Digest::of(b""), policy: digest, generation };
-        let kept = Kept { attach, own_rules: Vec::new(), policy: document(&policy), fence };
+        let fence = Fence {
+            sandbox: sandbox.clone(),
+            mark: slot.mark(),
+            interfaces,
+            ruleset: Digest::of(b""),
+            policy: digest,
+            generation,
+        };
+        let kept = Kept { attach, own_rules: Vec::new(), policy: document(&policy), ports, fence };
         let attestation = kept.attach.attestation.map(|digest| digest.to_string());
         self.recorder.know(&sandbox, Known { agent: kept.attach.agent.clone(), attestation });
         let put_up = async {
             self.state.put(&kept).map_err(|e| refused(Code::State)(&e))?;
             self.worker.bind(bind(&kept)).await.map_err(silent)?; // a name that is asked for at once is known
-            self.enforce(kept.clone(), &policy).await
+            self.enforce(kept.clone(), &policy)
         };
         match put_up.await {
             Ok(kept) => {
@@ -130,11 +139,10 @@ impl Fences {
     }
 
     /// Puts it into the kernel, and keeps what the kernel says.
-    async fn enforce(&self, mut kept: Kept, policy: &CompiledPolicy) -> Result<Kept, Refusal> {
-        let rules = policy.address_rules();
-        let fence = &mut kept.fence;
-        fence.ruleset =
-            self.kernel.attach(fence.mark, &fence.interfaces, &rules).await.map_err(|e| refused(Code::Kernel)(&e))?;
+    fn enforce(&self, mut kept: Kept, policy: &CompiledPolicy) -> Result<Kept, Refusal> {
+        let slot = kept.slot().ok_or_else(|| refused(Code::State)(&"what was kept names no mark"))?;
+        let ruleset = self.fences.attach(slot, &kept.ports, &policy.address_rules());
+        kept.fence.ruleset = ruleset.map_err(|e| refused(Code::Kernel)(&chain(&e)))?;
         self.state.put(&kept).map_err(|e| refused(Code::State)(&e))?;
         Ok(kept)
     }
@@ -152,8 +160,9 @@ impl Fences {
         if let Err(error) = self.worker.unbind(sandbox).await {
             tracing::warn!(%sandbox, %error, "it is forgotten with the worker");
         }
-        let Fence { mark, interfaces, .. } = &kept.fence;
-        self.kernel.detach(*mark, interfaces).await.map_err(|e| refused(Code::Kernel)(&e))?;
+        if let Some(slot) = kept.slot() {
+            self.fences.detach(slot).map_err(|e| refused(Code::Kernel)(&chain(&e)))?;
+        }
         self.state.remove(sandbox).map_err(|e| refused(Code::State)(&e))?;
         standing.remove(sandbox);
         self.recorder.forget(sandbox);
@@ -214,7 +223,7 @@ impl Fences {
         kept.policy = document(&policy);
         kept.fence.policy = policy.digest();
         kept.fence.generation += 1;
-        let kept = self.enforce(kept, &policy).await?;
+        let kept = self.enforce(kept, &policy)?;
         let fence = kept.fence.clone();
         let told = self.worker.bind(bind(&kept)).await;
         found.kept = kept;
@@ -222,7 +231,8 @@ impl Fences {
         found.changes.send_replace(fence.clone());
         let text = |digest: Digest| digest.to_string().as_str().into();
         let (generation, policy_digest) = (fence.generation, text(fence.policy));
-        self.recorder.record(sandbox, Event::PolicyChanged { generation, policy_digest, previous: Some(text(previous)) });
+        self.recorder
+            .record(sandbox, Event::PolicyChanged { generation, policy_digest, previous: Some(text(previous)) });
         told.map_err(silent)?; // names fail until there is a worker again, which then learns of it
         Ok(fence)
     }
@@ -246,11 +256,20 @@ impl Fences {
         standing.iter().map(listed).collect()
     }
 
+    /// What holds for a sandbox.
+    pub async fn get(&self, sandbox: &SandboxKey) -> Result<Document, Refusal> {
+        let standing = self.standing.lock().await;
+        standing.get(sandbox).map(|found| found.kept.policy.clone()).ok_or_else(|| no_such(sandbox))
+    }
+
     /// What becomes of a flow, and why.
     pub async fn explain(&self, asked: &Explain) -> Result<Explained, Refusal> {
         let standing = self.standing.lock().await;
         let found = standing.get(&asked.sandbox).ok_or_else(|| no_such(&asked.sandbox))?;
-        explain(&found.policy, asked, found.kept.fence.generation)
+        let Explain { destination, port, protocol, .. } = asked;
+        let explained =
+            explain(&found.policy, destination, *port, *protocol).map_err(|e| refused(Code::BadQuestion)(&e))?;
+        Ok(Explained { generation: found.kept.fence.generation, ..explained })
     }
 
     /// What was granted to a sandbox is asked for again.
@@ -306,13 +325,14 @@ impl Fences {
             let attestation = kept.attach.attestation.map(|digest| digest.to_string());
             self.recorder.know(&sandbox, Known { agent: kept.attach.agent.clone(), attestation });
             let changes = watch::Sender::new(kept.fence.clone());
-            standing.insert(sandbox.clone(), Standing { kept: kept.clone(), policy: CompiledPolicy::new(policy), changes });
-            if !netns::is_there(&kept.fence.interfaces).await {
+            standing
+                .insert(sandbox.clone(), Standing { kept: kept.clone(), policy: CompiledPolicy::new(policy), changes });
+            if !stands(&kept) {
                 self.take_down(&mut standing, &kept).await?;
                 tracing::info!(%sandbox, "its network is gone: swept");
                 continue;
             }
-            self.compare(&mut standing, &sandbox).await;
+            self.compare(&mut standing, &sandbox);
             self.worker.bind(bind(&kept)).await.map_err(silent)?;
         }
         for error in self.reload_all(&mut standing).await.errors {
@@ -328,8 +348,8 @@ impl Fences {
         for sandbox in sandboxes {
             let mut standing = self.standing.lock().await; // let go between two, so that nobody waits for all
             let Some(kept) = standing.get(&sandbox).map(|found| found.kept.clone()) else { continue };
-            if netns::is_there(&kept.fence.interfaces).await {
-                self.compare(&mut standing, &sandbox).await;
+            if stands(&kept) {
+                self.compare(&mut standing, &sandbox);
             } else if let Err(error) = self.take_down(&mut standing, &kept).await {
                 tracing::error!(%sandbox, %error, "its network is gone, and its fence cannot be swept");
             }
@@ -337,16 +357,17 @@ impl Fences {
     }
 
     /// Is it in the kernel as it was put there? If not it is put there again, loudly.
-    async fn compare(&self, standing: &mut Standings, sandbox: &SandboxKey) {
+    fn compare(&self, standing: &mut Standings, sandbox: &SandboxKey) {
         let Some(found) = standing.get_mut(sandbox) else { return };
-        let Fence { mark, interfaces, ruleset, .. } = &found.kept.fence;
-        let now = self.kernel.read_back(*mark, interfaces).await;
-        if now.as_ref().is_ok_and(|now| now == ruleset) {
-            return;
-        }
-        let found_digest = now.as_ref().ok().map(ToString::to_string);
+        let ruleset = &found.kept.fence.ruleset;
+        let found_digest =
+            match found.kept.slot().map(|slot| self.fences.audit(slot, &found.kept.fence.interfaces, *ruleset)) {
+                Some(Ok(Audit::Intact)) => return,
+                Some(Ok(Audit::Tampered(now))) => Some(now.to_string()),
+                Some(Err(_)) | None => None,
+            };
         self.metrics.tampered();
-        let mended = self.enforce(found.kept.clone(), &found.policy).await;
+        let mended = self.enforce(found.kept.clone(), &found.policy);
         let error = match &mended {
             Ok(_) => None,
             Err(refusal) => Some(refusal.to_string()),
@@ -399,10 +420,40 @@ fn document(policy: &CompiledPolicy) -> Document {
     Document { include: Vec::new(), policy: policy.policy().clone() }
 }
 
-/// The lowest mark that no fence has.
-fn free_mark(standing: &Standings) -> Option<u32> {
-    let taken: std::collections::BTreeSet<u32> = standing.values().map(|found| found.kept.fence.mark).collect();
-    super::ruleset::marks().find(|mark| !taken.contains(mark))
+/// The lowest one that no fence has.
+fn free_slot(standing: &Standings) -> Option<Slot> {
+    let taken: BTreeSet<Slot> = standing.values().filter_map(|found| found.kept.slot()).collect();
+    (1..=Slot::MAX).filter_map(Slot::new).find(|slot| !taken.contains(slot))
+}
+
+/// The interfaces of a sandbox, all of which can be fenced.
+fn look(attach: &Attach) -> Result<Vec<Port>, Refusal> {
+    let refused = refused(Code::NotFenceable);
+    let netns = File::open(&attach.netns);
+    let netns = netns.map_err(|e| refused(&format!("its network namespace {}: {e}", attach.netns.display())))?;
+    match netns::look(netns).map_err(|e| refused(&chain(&e)))? {
+        Network::Wired(ports) => Ok(ports),
+        Network::Sealed => {
+            let message = "its network namespace has no interface but lo: there is nothing to fence".to_owned();
+            Err(Refusal { code: Code::Sealed, message })
+        }
+    }
+}
+
+/// Whether what a fence was put around is still there; where that cannot be found out, it is.
+fn stands(kept: &Kept) -> bool {
+    kept.ports.iter().any(|port| netns::stands(&port.interface).unwrap_or(true))
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
 }
 
 fn bind(kept: &Kept) -> Bind {
@@ -415,24 +466,4 @@ fn bind(kept: &Kept) -> Bind {
         policy: policy.clone(),
         generation: fence.generation,
     }
-}
-
-/// Judges a flow as the wire does.
-pub fn explain(policy: &CompiledPolicy, asked: &Explain, generation: u64) -> Result<Explained, Refusal> {
-    let name;
-    let target = match asked.destination.parse() {
-        Ok(address) => Target::Address(address),
-        Err(_) => {
-            name = Fqdn::parse(&asked.destination).map_err(|e| refused(Code::BadQuestion)(&e))?;
-            Target::Name(&name)
-        }
-    };
-    let decision = policy.check(&Flow { target, protocol: asked.protocol, port: asked.port });
-    let dns = match target {
-        Target::Address(_) => None,
-        Target::Name(name) if policy.name(name).verdict == Verdict::Deny => Some("REFUSED".to_owned()),
-        Target::Name(_) => Some("A, an address of 198.18.0.0/15 that is the sandbox's alone".to_owned()),
-    };
-    let (verdict, reason) = (decision.verdict, decision.reason.to_string());
-    Ok(Explained { verdict, rule: decision.rule.map(str::to_owned), reason, generation, dns })
 }

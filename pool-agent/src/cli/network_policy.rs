@@ -1,0 +1,487 @@
+//! `network-policy`: what sandboxes may connect to. Policies are files (`egress::policy` says what is in them); what holds for a
+//! running sandbox is asked of creto-egress, which also is told when a file has changed.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use egress::client::{Client, ClientError, DEADLINE};
+use egress::policy::{
+    self, Action, CompiledPolicy, DEFAULT_POLICY, Destination, Document, LoadError, Policies, Policy, PortRange,
+    Protocol, ReplaceError, Rule, Verdict, Warning, WrittenPort, WrittenRule,
+};
+use egress::protocol::{
+    Answer, Ask, Explain, Explained, Fence, Listed, OwnRule, OwnRuleId, PolicyRef, Reloaded, SandboxKey,
+};
+use serde_json::json;
+use trust::id::PolicyName;
+
+use super::output;
+use crate::node::Root;
+
+/// The port that is meant where none is given.
+const HTTPS: u16 = 443;
+
+/// What can be done with network policies.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// List the node's policies, or its sandboxes with a fence around them
+    List {
+        /// The sandboxes, and what holds for them
+        #[arg(long)]
+        sandboxes: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the rules of a policy with all that it includes, or those that hold for a sandbox
+    Get {
+        /// Which
+        #[command(flatten)]
+        of: Of,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what becomes of a connection, and why
+    Test(Test),
+    /// Add a rule, to a policy or to one running sandbox; it holds at once, for running sandboxes too
+    AddRule(AddRule),
+    /// Remove a rule; connections that it let through end at once
+    RemoveRule {
+        /// The rule's id, as `get` prints it
+        id: String,
+        /// Of which policy
+        #[command(flatten)]
+        of: Of,
+    },
+    /// Look for what is allowed in policies and probably not meant
+    Lint {
+        /// Which policies; without: all of the node's
+        names: Vec<PolicyName>,
+    },
+}
+
+/// Which policy is meant: without either, the node's `default`.
+#[derive(Debug, Args)]
+pub struct Of {
+    /// A policy of the node's
+    #[arg(long, value_name = "NAME", conflicts_with = "sandbox_id")]
+    policy: Option<PolicyName>,
+    /// What holds for this sandbox
+    #[arg(long, value_name = "ID")]
+    sandbox_id: Option<String>,
+    /// containerd's namespace of the sandbox, where its id is in several
+    #[arg(long, value_name = "NAME", requires = "sandbox_id")]
+    namespace: Option<String>,
+}
+
+/// A connection.
+#[derive(Debug, Args)]
+pub struct Test {
+    /// Where it would go; without a port, to 443
+    #[arg(long, value_name = "HOST[:PORT]")]
+    destination: String,
+    /// How
+    #[arg(long, value_enum, default_value = "tcp")]
+    protocol: Over,
+    #[command(flatten)]
+    of: Of,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A rule.
+#[derive(Debug, Args)]
+pub struct AddRule {
+    /// A host name, a zone (*.example.com), an address or a network
+    #[arg(long, value_name = "HOST|*.ZONE|IP|CIDR")]
+    destination: String,
+    /// What becomes of it
+    #[arg(long, value_enum, ignore_case = true)]
+    action: Does,
+    /// Its ports, such as 443 or 8000-8080; without: all
+    #[arg(long = "port", value_name = "PORT", value_delimiter = ',')]
+    ports: Vec<String>,
+    /// How; without: TCP, and for addresses UDP too
+    #[arg(long, value_enum)]
+    protocol: Option<Over>,
+    /// How the rule is called; without: by its place
+    #[arg(long, value_name = "NAME")]
+    id: Option<String>,
+    /// Addresses only: private, link-local and other special ones too
+    #[arg(long)]
+    allow_special: bool,
+    #[command(flatten)]
+    of: Of,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Over {
+    Tcp,
+    Udp,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+enum Does {
+    Allow,
+    Deny,
+    RequireAuthz,
+}
+
+/// Why nothing was said or changed.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+pub enum PolicyError {
+    #[error(transparent)]
+    Egress(#[from] ClientError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Replace(#[from] ReplaceError),
+    #[error("no sandbox {0} has a fence around it: it has no network, or does not run")]
+    NoSandbox(String),
+    #[error("sandbox {id} is in several namespaces: give --namespace, one of {}", namespaces.join(", "))]
+    Several { id: String, namespaces: Vec<String> },
+    #[error("destination {text:?}: {why}")]
+    Destination { text: String, why: String },
+    #[error("the policies in {}", dir.display())]
+    Dir {
+        dir: PathBuf,
+        #[source]
+        why: io::Error,
+    },
+    #[error("{0} warnings")]
+    Warnings(usize),
+    #[error("creto-egress answered something else: {0}")]
+    Answer(String),
+    #[error("writing the answer")]
+    Output(#[from] io::Error),
+}
+
+/// Does what was asked for.
+pub fn run(verb: Verb, root: &Root, out: &mut dyn Write) -> Result<(), PolicyError> {
+    let policies = Policies::new(root.policies());
+    match verb {
+        Verb::List { sandboxes: true, json } => list_sandboxes(root, json, out),
+        Verb::List { sandboxes: false, json } => list(root, &policies, json, out),
+        Verb::Get { of, json } => get(root, &policies, &of, json, out),
+        Verb::Test(test) => self::test(root, &policies, &test, out),
+        Verb::AddRule(add) => add_rule(root, &policies, add, out),
+        Verb::RemoveRule { id, of } => remove_rule(root, &policies, &id, &of, out),
+        Verb::Lint { names } => lint(&policies, names, out),
+    }
+}
+
+fn connect(root: &Root) -> Result<Client, ClientError> {
+    Client::connect(&root.egress_socket(), DEADLINE)
+}
+
+fn fences(root: &Root) -> Result<Vec<Listed>, PolicyError> {
+    match connect(root)?.ask(Ask::List)? {
+        Answer::Fences(fences) => Ok(fences),
+        other => Err(PolicyError::Answer(format!("{other:?}"))),
+    }
+}
+
+fn list(root: &Root, policies: &Policies, json: bool, out: &mut dyn Write) -> Result<(), PolicyError> {
+    let names = policies.names().map_err(|why| PolicyError::Dir { dir: policies.dir().to_owned(), why })?;
+    let fences = fences(root).ok(); // policies are there without a daemon too
+    let users = |name: &PolicyName| -> Option<Vec<String>> {
+        let named =
+            |listed: &&Listed| matches!(&listed.policy, PolicyRef::Named(policy) if *policy == name.to_string());
+        Some(fences.as_ref()?.iter().filter(named).map(|listed| listed.fence.sandbox.to_string()).collect())
+    };
+    let mut rows = Vec::new();
+    for name in names {
+        let (rules, digest, error) = match policies.named(&name) {
+            Ok(policy) => {
+                let compiled = CompiledPolicy::new(policy);
+                (Some(compiled.policy().rules.len()), Some(compiled.digest()), None)
+            }
+            Err(error) => (None, None, Some(error.to_string())),
+        };
+        rows.push((name, rules, digest, error));
+    }
+    if json {
+        let row = |(name, rules, digest, error): &(PolicyName, Option<usize>, Option<_>, Option<String>)| json!({ "name": name, "rules": rules, "digest": digest.as_ref().map(|d: &trust::digest::Digest| d.to_string()), "error": error, "sandboxes": users(name) });
+        return Ok(output::json(out, &rows.iter().map(row).collect::<Vec<_>>())?);
+    }
+    let heading = ["POLICY", "RULES", "SANDBOXES", "ERROR"];
+    let row = |(name, rules, _, error): (PolicyName, Option<usize>, _, Option<String>)| {
+        let sandboxes = output::or_dash(users(&name).map(|users| users.len()));
+        vec![name.to_string(), output::or_dash(rules), sandboxes, output::or_dash(error)]
+    };
+    Ok(output::table(out, &heading, rows.into_iter().map(row))?)
+}
+
+fn list_sandboxes(root: &Root, json: bool, out: &mut dyn Write) -> Result<(), PolicyError> {
+    let fences = fences(root)?;
+    if json {
+        return Ok(output::json(out, &fences)?);
+    }
+    let heading = ["NAMESPACE", "SANDBOX", "POLICY", "GENERATION", "OWN RULES", "FLOWS", "PENDING", "ADDRESSES"];
+    let row = |Listed { fence, policy, own_rules, flows, pending, .. }: Listed| {
+        let Fence { sandbox, interfaces, generation, .. } = fence;
+        let addresses = interfaces.iter().flat_map(|interface| &interface.addresses).map(ToString::to_string);
+        let policy = match policy {
+            PolicyRef::Named(name) => name,
+            PolicyRef::Inline(_) => "(inline)".into(),
+        };
+        vec![
+            sandbox.namespace,
+            sandbox.id,
+            policy,
+            generation.to_string(),
+            own_rules.len().to_string(),
+            flows.to_string(),
+            output::or_dash(Some(pending.join(" ")).filter(|pending| !pending.is_empty())),
+            addresses.collect::<Vec<_>>().join(" "),
+        ]
+    };
+    Ok(output::table(out, &heading, fences.into_iter().map(row))?)
+}
+
+/// Which sandbox an id means.
+fn sandbox(root: &Root, of: &Of) -> Result<Option<SandboxKey>, PolicyError> {
+    let Some(id) = &of.sandbox_id else { return Ok(None) };
+    if let Some(namespace) = &of.namespace {
+        return Ok(Some(SandboxKey { namespace: namespace.clone(), id: id.clone() }));
+    }
+    let keys = fences(root)?.into_iter().map(|listed| listed.fence.sandbox).filter(|key| key.id == *id);
+    let mut keys: Vec<_> = keys.collect();
+    match keys.len() {
+        1 => Ok(keys.pop()),
+        0 => Err(PolicyError::NoSandbox(id.clone())),
+        _ => {
+            let namespaces = keys.into_iter().map(|key| key.namespace).collect();
+            Err(PolicyError::Several { id: id.clone(), namespaces })
+        }
+    }
+}
+
+fn named(of: &Of) -> Result<PolicyName, PolicyError> {
+    match &of.policy {
+        Some(name) => Ok(name.clone()),
+        None => DEFAULT_POLICY.parse().map_err(|e| PolicyError::Load(LoadError::Name(e))),
+    }
+}
+
+fn get(root: &Root, policies: &Policies, of: &Of, json: bool, out: &mut dyn Write) -> Result<(), PolicyError> {
+    let policy = match sandbox(root, of)? {
+        None => policies.named(&named(of)?)?,
+        Some(sandbox) => match connect(root)?.ask(Ask::Get(sandbox))? {
+            Answer::Policy(document) => document.policy,
+            other => return Err(PolicyError::Answer(format!("{other:?}"))),
+        },
+    };
+    if json {
+        return Ok(output::json(out, &Document { include: Vec::new(), policy })?);
+    }
+    let heading = ["ID", "ACTION", "DESTINATION", "PORTS", "PROTOCOL", ""];
+    let row = |Rule { id, destination, ports, protocol, action, allow_special }: Rule| {
+        let range = |range: &PortRange| match range.start() == range.end() {
+            true => range.start().to_string(),
+            false => format!("{}-{}", range.start(), range.end()),
+        };
+        let ports: Vec<_> = ports.iter().map(range).collect();
+        let ports = if ports.is_empty() { "any".to_owned() } else { ports.join(",") };
+        let protocol = match (protocol, &destination) {
+            (Some(Protocol::Udp), _) => "udp",
+            (Some(Protocol::Tcp), _) | (None, Destination::Name(_) | Destination::Zone(_)) => "tcp",
+            (None, Destination::Net(_)) => "any",
+        };
+        let special = if allow_special { "special addresses too" } else { "" };
+        let action = action_name(action);
+        vec![id, action.into(), destination.to_string(), ports, protocol.into(), special.into()]
+    };
+    Ok(output::table(out, &heading, policy.rules.into_iter().map(row))?)
+}
+
+fn action_name(action: Action) -> &'static str {
+    match action {
+        Action::Allow => "Allow",
+        Action::RequireAuthz => "RequireAuthz",
+        Action::Deny => "Deny",
+    }
+}
+
+/// `HOST`, `HOST:PORT`, `IP`, `IP:PORT`, `[IPv6]:PORT`.
+fn host_and_port(text: &str) -> Result<(String, u16), PolicyError> {
+    let bad = |why: &str| PolicyError::Destination { text: text.to_owned(), why: why.to_owned() };
+    if text.parse::<std::net::IpAddr>().is_ok() {
+        return Ok((text.to_owned(), HTTPS));
+    }
+    if let Ok(address) = text.parse::<std::net::SocketAddr>() {
+        return Ok((address.ip().to_string(), address.port()));
+    }
+    match text.rsplit_once(':') {
+        None if text.is_empty() => Err(bad("give a host name or an address")),
+        None => Ok((text.to_owned(), HTTPS)),
+        Some((host, port)) => match port.parse() {
+            Ok(port) if port > 0 => Ok((host.to_owned(), port)),
+            _ => Err(bad("after the colon belongs a port from 1 to 65535")),
+        },
+    }
+}
+
+fn test(root: &Root, policies: &Policies, asked: &Test, out: &mut dyn Write) -> Result<(), PolicyError> {
+    let (destination, port) = host_and_port(&asked.destination)?;
+    let protocol = Protocol::from(asked.protocol);
+    let (of, explained) = match sandbox(root, &asked.of)? {
+        Some(sandbox) => {
+            let of = format!("sandbox {sandbox}");
+            let flow = Explain { sandbox, destination: destination.clone(), port, protocol };
+            match connect(root)?.ask(Ask::Explain(flow))? {
+                Answer::Explained(explained) => (of, explained),
+                other => return Err(PolicyError::Answer(format!("{other:?}"))),
+            }
+        }
+        None => {
+            let name = named(&asked.of)?;
+            let policy = policies.resolve(&PolicyRef::Named(name.to_string()))?;
+            let explained = egress::explain::explain(&policy, &destination, port, protocol);
+            let explained =
+                explained.map_err(|e| PolicyError::Destination { text: destination.clone(), why: e.to_string() });
+            (format!("policy {name}"), explained?)
+        }
+    };
+    if asked.json {
+        return Ok(output::json(out, &explained)?);
+    }
+    let Explained { verdict, rule, reason, generation, dns } = explained;
+    let verdict = match verdict {
+        Verdict::Allow => "Allow",
+        Verdict::Deny => "Deny",
+        Verdict::RequireAuthz => "RequireAuthz",
+    };
+    writeln!(out, "{verdict}: {destination}:{port} by {of}")?;
+    writeln!(out, "  rule        {}", output::plain(&output::or_dash(rule)))?;
+    writeln!(out, "  reason      {}", output::plain(&reason))?;
+    if generation > 0 {
+        writeln!(out, "  generation  {generation}")?;
+    }
+    if let Some(dns) = dns {
+        writeln!(out, "  DNS         {}", output::plain(&dns))?;
+    }
+    Ok(())
+}
+
+impl From<Over> for Protocol {
+    fn from(over: Over) -> Self {
+        match over {
+            Over::Tcp => Self::Tcp,
+            Over::Udp => Self::Udp,
+        }
+    }
+}
+
+fn add_rule(root: &Root, policies: &Policies, add: AddRule, out: &mut dyn Write) -> Result<(), PolicyError> {
+    let action = match add.action {
+        Does::Allow => "Allow",
+        Does::Deny => "Deny",
+        Does::RequireAuthz => "RequireAuthz",
+    };
+    let rule = WrittenRule {
+        id: add.id,
+        destination: Some(add.destination),
+        ports: Some(add.ports.into_iter().map(WrittenPort::Text).collect()).filter(|ports: &Vec<_>| !ports.is_empty()),
+        protocol: add.protocol.map(|over| if matches!(over, Over::Tcp) { "tcp" } else { "udp" }.to_owned()),
+        action: Some(action.to_owned()),
+        allow_special: add.allow_special.then_some(true),
+    };
+    if let Some(sandbox) = sandbox(root, &add.of)? {
+        let rule = serde_json::to_value(&rule).map_err(io::Error::from)?;
+        let fence = connect(root)?.fence(Ask::AddRule(OwnRule { sandbox: sandbox.clone(), rule }))?;
+        writeln!(out, "added for sandbox {sandbox}; generation {}", fence.generation)?;
+        return Ok(());
+    }
+    let name = named(&add.of)?;
+    let (rule, policy) = policies.replace(&name, |text| policy::add_rule(text, &rule))?;
+    writeln!(out, "added to policy {name}: rule {}", rule.id)?;
+    for warning in policy::lint(&policy).iter().filter(|warning| warning.rule == rule.id) {
+        writeln!(out, "warning: {warning}")?;
+    }
+    affected(root, out)
+}
+
+fn remove_rule(root: &Root, policies: &Policies, id: &str, of: &Of, out: &mut dyn Write) -> Result<(), PolicyError> {
+    if let Some(sandbox) = sandbox(root, of)? {
+        let id = id.strip_prefix("own/").unwrap_or(id).to_owned();
+        let fence = connect(root)?.fence(Ask::RemoveRule(OwnRuleId { sandbox: sandbox.clone(), id }))?;
+        writeln!(out, "removed for sandbox {sandbox}; generation {}", fence.generation)?;
+        return Ok(());
+    }
+    let name = named(of)?;
+    let (rule, _) = policies.replace(&name, |text| policy::remove_rule(text, id))?;
+    writeln!(out, "removed from policy {name}: {} {}", action_name(rule.action), rule.destination)?;
+    affected(root, out)
+}
+
+/// Tells the daemon, and then for whom the change holds now.
+fn affected(root: &Root, out: &mut dyn Write) -> Result<(), PolicyError> {
+    let told = connect(root).and_then(|mut daemon| daemon.ask(Ask::Reload));
+    match told {
+        Ok(Answer::Reloaded(Reloaded { changed, errors })) => {
+            match changed.as_slice() {
+                [] => writeln!(out, "no running sandbox has it")?,
+                all => {
+                    let all: Vec<_> = all.iter().map(ToString::to_string).collect();
+                    writeln!(out, "holds now for {}", all.join(", "))?;
+                }
+            }
+            for error in errors {
+                writeln!(out, "warning: {}", output::plain(&error))?;
+            }
+            Ok(())
+        }
+        Ok(other) => Err(PolicyError::Answer(format!("{other:?}"))),
+        Err(ClientError::Down { .. }) => {
+            Ok(writeln!(out, "creto-egress does not run: no sandbox with a network does, and the next ones have it")?)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn lint(policies: &Policies, names: Vec<PolicyName>, out: &mut dyn Write) -> Result<(), PolicyError> {
+    let names = match names.is_empty() {
+        false => names,
+        true => policies.names().map_err(|why| PolicyError::Dir { dir: policies.dir().to_owned(), why })?,
+    };
+    let mut warnings = 0;
+    for name in names {
+        let policy: Policy = policies.named(&name)?;
+        for Warning { rule, what } in policy::lint(&policy) {
+            writeln!(out, "{name}: rule {rule}: {what}")?;
+            warnings += 1;
+        }
+    }
+    match warnings {
+        0 => Ok(writeln!(out, "nothing to say")?),
+        some => Err(PolicyError::Warnings(some)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_has_a_port_or_that_of_https() {
+        for (text, host, port) in [
+            ("api.example.com", "api.example.com", 443),
+            ("api.example.com:8080", "api.example.com", 8080),
+            ("192.0.2.1", "192.0.2.1", 443),
+            ("192.0.2.1:53", "192.0.2.1", 53),
+            ("2001:db8::1", "2001:db8::1", 443),
+            ("[2001:db8::1]:53", "2001:db8::1", 53),
+        ] {
+            assert_eq!(host_and_port(text).unwrap(), (host.to_owned(), port), "{text}");
+        }
+        for text in ["", "a:0", "a:b", "a:70000"] {
+            host_and_port(text).unwrap_err();
+        }
+    }
+}
