@@ -83,6 +83,12 @@ fn refused_at_once(answer: &Value) -> bool {
     answer["failed"].as_str().is_some_and(|why| why != "timeout") && answer["ms"].as_f64().unwrap() < 1500.0
 }
 
+/// The gate says no, in HTTP.
+fn forbidden(answer: &Value) -> bool {
+    let said = answer["ok"].as_str().unwrap_or_default();
+    said.starts_with("got HTTP/1.1 403") && said.contains("application/problem+json")
+}
+
 struct Attack<'a> {
     network: &'a Network,
     netns: &'a Netns,
@@ -174,7 +180,7 @@ fn leak_table(name: &str) {
     let metadata = ["169.254.169.254", "fd00:ec2::254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe"];
     attack.inside("the metadata service", &metadata.map(|at| tcp(at, 80)), failed);
     let traps = ["metadata", "mapped", "inside"].map(|name| json!(["by_name", format!("{name}.creto.net"), 80]));
-    attack.inside("a private address by an allowed name", &traps, failed);
+    attack.inside("a private address by an allowed name", &traps, forbidden);
     network.internet.answer_instead("rebound.creto.net", &[&[shut], &["10.99.0.1"], &["10.99.0.1"]]);
     let rebound = json!(["by_name", "rebound.creto.net", 80]);
     attack.inside("rebinding, its second answer", &[rebound.clone()], |_| true);
@@ -183,6 +189,11 @@ fn leak_table(name: &str) {
     // Names.
     let dns = |name: &str, kind: &str, server: &str, over: &str| json!(["dns", name, kind, server, over]);
     let refused = |answer: &Value| answer["ok"] == "REFUSED";
+    let synthetic = |name: &str| -> String {
+        let answer = network.probe("c", &[dns(name, "A", ROUTER, "udp")]).remove(0);
+        answer["ok"].as_str().unwrap().rsplit(' ').next().unwrap().to_owned()
+    };
+    let (cdn, open_at) = (synthetic("a.cdn.creto.net"), synthetic("open.creto.net"));
     let before = network.internet.queries().len();
     attack.inside("a denied name", &[dns("shut.creto.net", "A", ROUTER, "udp")], refused);
     attack.inside("a denied name over TCP", &[dns("shut.creto.net", "A", "8.8.8.8", "tcp")], refused);
@@ -212,11 +223,6 @@ fn leak_table(name: &str) {
     attack.note("no question of a sandbox reaches a resolver", held, format!("{asked:?}"));
 
     // One address, two names: names hold where addresses do not.
-    let synthetic = |name: &str| -> String {
-        let answer = network.probe("c", &[dns(name, "A", ROUTER, "udp")]).remove(0);
-        answer["ok"].as_str().unwrap().rsplit(' ').next().unwrap().to_owned()
-    };
-    let (cdn, open_at) = (synthetic("a.cdn.creto.net"), synthetic("open.creto.net"));
     attack.inside(
         "the allowed one of two names at an address",
         &[json!(["tls", cdn, "a.cdn.creto.net"])],
@@ -225,11 +231,7 @@ fn leak_table(name: &str) {
     attack.inside("the other one", &[json!(["tls", cdn, "b.cdn.creto.net"])], failed);
     attack.inside("no SNI", &[json!(["tls", cdn, ""])], failed);
     attack.inside("SNI of another allowed name", &[json!(["tls", cdn, "open.creto.net"])], failed);
-    attack.inside("Host of another name", &[json!(["http", cdn, "b.cdn.creto.net"])], |answer| {
-        answer["ok"]
-            .as_str()
-            .is_some_and(|text| text.starts_with("got HTTP/1.1 403") && text.contains("application/problem+json"))
-    });
+    attack.inside("Host of another name", &[json!(["http", cdn, "b.cdn.creto.net"])], forbidden);
     attack.inside("an allowed name, another port", &[tcp(&open_at, 22), tcp(&open_at, 853)], refused_at_once);
     attack.inside(
         "a synthetic address that was never given",

@@ -11,6 +11,7 @@ use hickory_proto::op::{Message, MessageType, ResponseCode};
 use hickory_proto::rr::{RData, Record, RecordType};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use socket2::{Domain, Socket, Type};
 
 use super::netns::Netns;
 
@@ -58,8 +59,6 @@ impl Internet {
     /// Brings it up; the router is one hop away from `uplink`, the name of the interface in it.
     pub fn new() -> Self {
         let netns = Netns::new("inet");
-        netns.ip("link add sites type dummy");
-        netns.ip("link set sites up");
         let named = NAMES.iter().flat_map(|(_, addresses)| addresses.iter());
         for address in named.chain(OTHERS).chain([&RESOLVER]) {
             let address: IpAddr = address.parse().unwrap();
@@ -68,8 +67,7 @@ impl Internet {
             }
             let length = if address.is_ipv4() { 32 } else { 128 };
             let options = if address.is_ipv4() { "" } else { "nodad" };
-            netns.inside(|| ()); // it is there
-            netns.ip(&format!("addr replace {address}/{length} dev sites {options}"));
+            netns.ip(&format!("addr replace {address}/{length} dev lo {options}"));
         }
         let names: Vec<String> = NAMES.iter().map(|(name, _)| (*name).to_owned()).collect();
         let made = rcgen::generate_simple_self_signed(names).unwrap();
@@ -157,18 +155,13 @@ impl Internet {
 }
 
 fn listen(at: SocketAddr) -> TcpListener {
-    use nix::sys::socket::{
-        AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket, sockopt,
-    };
-    let family = if at.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
-    let made = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM, None).unwrap();
     if at.is_ipv6() {
-        setsockopt(&made, sockopt::Ipv6V6Only, &true).unwrap();
+        socket.set_only_v6(true).unwrap();
     }
-    use std::os::fd::AsRawFd;
-    bind(made.as_raw_fd(), &SockaddrStorage::from(at)).unwrap();
-    listen(&made, Backlog::new(128).unwrap()).unwrap();
-    made.into()
+    socket.bind(&at.into()).unwrap();
+    socket.listen(128).unwrap();
+    socket.into()
 }
 
 /// What a server does, by its port: 22 speaks first; 443 is TLS; 8080 sends for as long as it is listened to; 9000 sends back

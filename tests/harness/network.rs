@@ -38,10 +38,10 @@ impl Network {
     /// A node made of `setup`, with these policies (a name and TOML each) and this egress.toml.
     pub fn with(setup: Setup, policies: &[(&str, &str)], egress: &str) -> Self {
         let (host, internet) = (Netns::new("node"), Internet::new());
-        host.ip(&format!("link add up type veth peer name down netns {}", internet.netns.name()));
+        host.ip(&format!("link add uplink type veth peer name downlink netns {}", internet.netns.name()));
         for (netns, link, v4, v6) in [
-            (&host, "up", "81.2.69.1/24", "2a01:db9::1/64"),
-            (&internet.netns, "down", "81.2.69.2/24", "2a01:db9::2/64"),
+            (&host, "uplink", "81.2.69.1/24", "2a01:db9::1/64"),
+            (&internet.netns, "downlink", "81.2.69.2/24", "2a01:db9::2/64"),
         ] {
             netns.ip(&format!("addr add {v4} dev {link}"));
             netns.ip(&format!("addr add {v6} dev {link} nodad"));

@@ -12,6 +12,7 @@ mod metrics;
 pub mod netlink;
 pub mod netns;
 pub mod nf_tables;
+mod nflog;
 mod recorder;
 pub mod ruleset;
 mod run;

@@ -64,6 +64,23 @@ impl Netlink {
         self.lock().exchange(&[question])
     }
 
+    /// What the kernel tells by itself. Waits; nothing, if it is silent for some seconds.
+    pub fn heard(&self) -> io::Result<Vec<Message>> {
+        let mut datagram = vec![0; DATAGRAM];
+        let length = match recv(self.lock().socket.as_raw_fd(), &mut datagram, MsgFlags::empty()) {
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Vec::new()),
+            length => length?,
+        };
+        let (mut messages, mut rest) = (Vec::new(), &datagram[..length]);
+        while !rest.is_empty() {
+            let message = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
+            let (kind, flags, payload) = (message.message_type(), message.flags(), message.payload().to_vec());
+            messages.push(Message { kind, flags, payload });
+            rest = rest.get(align(message.length() as usize)..).unwrap_or_default();
+        }
+        Ok(messages)
+    }
+
     /// Sends several as one. The last of `messages` before `end` is acknowledged when all have been looked at.
     pub fn batch(&self, begin: Message, mut messages: Vec<Message>, end: Message) -> io::Result<()> {
         let Some(last) = messages.last_mut() else { return Ok(()) };

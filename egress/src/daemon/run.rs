@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use trust::id::NodeId;
 use super::config::{Config, ConfigError};
 use super::fence::{FenceError, Fences};
 use super::metrics::{self, Metrics};
+use super::nflog::Log;
 use super::recorder::Recorder;
 use super::ruleset::Settings as FenceSettings;
 use super::sandboxes::Sandboxes;
@@ -27,7 +27,10 @@ use super::worker::{Start, Worker};
 use crate::paths::Paths;
 use crate::policy::Policies;
 use crate::protocol::Refusal;
+use crate::worker::Attempt;
 
+/// The NFLOG group of denied packets.
+const LOG_GROUP: u16 = 852;
 /// Batches of attempts on their way to the record.
 const ATTEMPTS: usize = 1024;
 
@@ -104,25 +107,27 @@ async fn serve(paths: Paths, config: Config, debug: bool) -> Result<(), DaemonFa
     let settings = FenceSettings {
         dns_port: config.ports.dns,
         gate_port: config.ports.gate,
-        log_group: None,
+        log_group: Some(LOG_GROUP),
         host_connects: config.host_connects,
     };
     let fences = Fences::open(settings)?; // those of an earlier daemon stand on
     let sockets = doing(format!("listening on {:?}", config.ports), Sockets::bind(config.ports))?;
     let (tell, told) = mpsc::channel(ATTEMPTS);
     tokio::spawn(recorder.clone().run(config.events, told));
+    let log = doing(format!("listening to NFLOG group {LOG_GROUP}"), Log::open(LOG_GROUP))?;
     let program = doing("finding its own program", std::env::current_exe())?;
     let settings = config.worker_settings(&paths)?;
-    let worker = Worker::keep(Start { program, debug, settings, sockets }, tell);
+    let worker = Worker::keep(Start { program, debug, settings, sockets }, tell.clone());
     let policies = Policies::new(paths.policies());
     let sandboxes = Sandboxes::new(policies, state, fences, worker.clone(), recorder, metrics.clone());
     let sandboxes = Arc::new(sandboxes);
     sandboxes.recover().await.map_err(DaemonFailed::Recover)?;
 
     if let Some(address) = config.metrics {
-        let reader = doing(format!("metrics at {address}"), listen(address).await)?;
+        let reader = doing(format!("metrics at {address}"), TcpListener::bind(address).await)?;
         tokio::spawn(metrics::serve(reader, metrics, worker));
     }
+    listen_to_kernel(log, sandboxes.clone(), tell);
     tokio::spawn(server::serve(listener, sandboxes.clone()));
     let auditing = sandboxes.clone();
     tokio::spawn(async move {
@@ -152,8 +157,31 @@ async fn serve(paths: Paths, config: Config, debug: bool) -> Result<(), DaemonFa
     Ok(())
 }
 
-async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await
+/// Tells what the kernel has denied.
+fn listen_to_kernel(log: Log, sandboxes: Arc<Sandboxes>, tell: mpsc::Sender<(Vec<Attempt>, u64)>) {
+    let (hear, mut heard) = mpsc::channel(ATTEMPTS);
+    std::thread::spawn(move || {
+        loop {
+            match log.next() {
+                Ok(denied) => {
+                    for denied in denied {
+                        let _ = hear.try_send(denied); // no room: the kernel counts it all the same
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "denied packets were not told"), // too many at once
+            }
+            if hear.is_closed() {
+                return;
+            }
+        }
+    });
+    tokio::spawn(async move {
+        while let Some(denied) = heard.recv().await {
+            if let Some(attempt) = sandboxes.denied(denied).await {
+                let _ = tell.send((vec![attempt], 0)).await; // nobody records any more
+            }
+        }
+    });
 }
 
 fn node(named: Option<NodeId>) -> Result<NodeId, DaemonFailed> {

@@ -16,17 +16,19 @@ use trust::digest::Digest;
 use super::fence::{Audit, Fences};
 use super::metrics::Metrics;
 use super::netns::{self, Network, Port};
+use super::nflog::Denied;
 use super::recorder::{Known, Recorder};
 use super::ruleset::Slot;
 use super::state::{Kept, State};
 use super::worker::{Worker, WorkerError};
 use crate::explain::explain;
-use crate::policy::{CompiledPolicy, Document, Policies, Policy, Rule};
+use crate::policy::{CompiledPolicy, Document, Flow, Policies, Policy, Rule, Target, Verdict};
 use crate::protocol::{
     Attach, Code, Explain, Explained, Fence, Listed, OwnRule, OwnRuleId, PolicyRef, Refusal, Reloaded, SandboxKey,
     Update,
 };
 use crate::worker::control::{Bind, Busy};
+use crate::worker::{Attempt, Outcome};
 
 /// The node's fenced sandboxes, and all that fences are made with.
 pub struct Sandboxes {
@@ -270,6 +272,29 @@ impl Sandboxes {
         let explained =
             explain(&found.policy, destination, *port, *protocol).map_err(|e| refused(Code::BadQuestion)(&e))?;
         Ok(Explained { generation: found.kept.fence.generation, ..explained })
+    }
+
+    /// What the kernel has denied, with the reason that the policy gives for it.
+    pub async fn denied(&self, denied: Denied) -> Option<Attempt> {
+        let Denied { slot, to, port, protocol } = denied;
+        let standing = self.standing.lock().await;
+        let (sandbox, found) = standing.iter().find(|(_, found)| found.kept.slot() == Some(slot))?;
+        let decision = found.policy.check(&Flow { target: Target::Address(to), protocol, port });
+        let reason = match decision.verdict {
+            Verdict::Deny => decision.reason.to_string(),
+            Verdict::Allow | Verdict::RequireAuthz => {
+                "not by this way: a neighbour, the host, or no connection".to_owned()
+            }
+        };
+        Some(Attempt {
+            sandbox: sandbox.clone(),
+            destination: to.to_string(),
+            port,
+            protocol,
+            outcome: Outcome::Denied(reason),
+            rule: decision.rule.map(str::to_owned),
+            generation: found.kept.fence.generation,
+        })
     }
 
     /// What was granted to a sandbox is asked for again.
