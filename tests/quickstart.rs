@@ -1,16 +1,47 @@
-//! The README's first command: from a clone to a container in a sandbox, and nothing left.
+//! The README's first command: from a clone to a container in a sandbox and a fence around another, and nothing left.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::parts;
-use crate::harness::process::{Finished, Running};
+use nix::sys::signal::Signal;
 
-fn quickstart(args: &[&str]) -> Finished {
-    let _built = (parts::shim_dir(), parts::cli()); // it builds them too, but not within a test's patience
+use crate::harness::process::{Finished, Running};
+use crate::harness::{leaks, parts};
+
+fn start(args: &[&str]) -> Running {
+    let _built = (parts::shim_dir(), parts::cli(), parts::egress()); // it builds them too, but not within a test's patience
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/quickstart"));
     command.args(args);
-    Running::start(command).finish_without_input()
+    Running::start(command)
+}
+
+fn quickstart(args: &[&str]) -> Finished {
+    start(args).finish_without_input()
+}
+
+/// Where it says that its node is.
+#[track_caller]
+fn node(said: &Finished) -> PathBuf {
+    let line = said.stderr.lines().find_map(|line| line.split_once("starting a private containerd in "));
+    PathBuf::from(line.unwrap_or_else(|| panic!("{said:?}")).1)
+}
+
+/// The network namespaces of a node.
+fn namespaces(node: &Path) -> Vec<String> {
+    let prefix = format!("{}-", node.file_name().unwrap().to_str().unwrap());
+    let all = fs::read_dir("/run/netns").into_iter().flatten();
+    let mut own: Vec<_> = all.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    own.retain(|name| name.starts_with(&prefix));
+    own.sort();
+    own.iter().map(|name| name[prefix.len()..].to_owned()).collect()
+}
+
+#[track_caller]
+fn assert_nothing_left(node: &Path) {
+    let (processes, mounts) = (leaks::processes_of(node), leaks::mounts_below(node));
+    assert!(processes.is_empty() && mounts.is_empty(), "{processes:?} {mounts:?}");
+    assert_eq!((namespaces(node), node.exists()), (Vec::new(), false), "{node:?}");
 }
 
 #[test]
@@ -25,6 +56,45 @@ fn it_shows_the_sandbox_s_kernel_and_what_it_cost_and_leaves_nothing() {
         said.text().contains("AttestationIssued") && said.text().contains("SandboxDeleted"),
         "the record: {said:?}"
     );
+    assert_nothing_left(&node(&said));
+}
+
+#[test]
+fn it_shows_what_a_policy_lets_a_sandbox_reach_and_opens_more_of_it_without_a_restart() {
+    let said = quickstart(&[]);
+    let text = said.text();
+    let visits: Vec<&str> = text.lines().filter(|line| line.starts_with("  https://")).collect();
+    for (visit, (site, outcome)) in visits.iter().zip([
+        ("open.example", "answered"),
+        ("closed.example", "refused"),
+        ("93.184.215.15", "refused"),
+        ("closed.example", "answered"),
+    ]) {
+        let ms =
+            visit.strip_prefix(&format!("  https://{site} {outcome} after ")).and_then(|rest| rest.split_once(" ms: "));
+        let (ms, detail) = ms.unwrap_or_else(|| panic!("{visit} is not {outcome}: {said:?}"));
+        assert!(ms.parse::<u32>().unwrap() < 1000, "at once, not after a time-out: {visit}");
+        assert_eq!(detail == format!("hello from {site}"), outcome == "answered", "{visit}");
+    }
+    assert_eq!(visits.len(), 4, "{said:?}");
+    for denied in ["closed.example", "93.184.215.15"] {
+        let recorded = |line: &str| line.contains("EgressDenied") && line.contains(denied);
+        assert!(text.lines().any(recorded), "the record names {denied}: {said:?}");
+    }
+    assert!(text.contains("Deny: closed.example:443 by sandbox default/network"), "why: {said:?}");
+    assert!(said.stderr.contains("holds now for default/network"), "the rule: {said:?}");
+    assert_eq!(said.status, 0, "{said:?}");
+    assert_nothing_left(&node(&said));
+}
+
+#[test]
+fn it_leaves_nothing_when_it_is_interrupted() {
+    let running = start(&[]);
+    running.wait_for("  https://open.example answered");
+    running.signal(Signal::SIGINT);
+    let said = running.finish_without_input();
+    assert_eq!(said.status, 130, "{said:?}");
+    assert_nothing_left(&node(&said));
 }
 
 #[test]
@@ -33,8 +103,9 @@ fn a_node_that_is_kept_runs_until_it_is_stopped() {
     let stop = said.lines().find_map(|line| line.trim().strip_prefix("scripts/quickstart --stop "));
     let dir = PathBuf::from(stop.unwrap_or_else(|| panic!("{said:?}")));
     assert!(dir.join("c.sock").exists());
+    assert_eq!(namespaces(&dir), ["box", "inet", "node"]);
     quickstart(&["--stop", dir.to_str().unwrap()]).ok();
-    assert!(!dir.exists());
+    assert_nothing_left(&dir);
 }
 
 #[test]
@@ -42,4 +113,5 @@ fn an_image_that_cannot_be_pulled_is_named_with_the_fix_and_leaves_nothing() {
     let said = quickstart(&["localhost:1/no/such:image"]);
     assert_eq!(said.status, 1, "{said:?}");
     assert!(said.stderr.contains("localhost:1/no/such:image") && said.stderr.contains("fix: "), "{said:?}");
+    assert_nothing_left(&node(&said));
 }

@@ -5,6 +5,9 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::{PATIENCE, poll, wait_until};
 
 /// What a program that has ended said.
@@ -108,6 +111,12 @@ impl Running {
 
     fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.output[1].so_far()).into_owned()
+    }
+
+    /// Sends it a signal.
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
     /// Waits for its end; the test fails where it does not come.
