@@ -13,6 +13,7 @@ fn start(args: &[&str]) -> Running {
     let _built = (parts::shim_dir(), parts::cli(), parts::egress()); // it builds them too, but not within a test's patience
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/quickstart"));
     command.args(args);
+    parts::as_from_a_shell(&mut command);
     Running::start(command)
 }
 

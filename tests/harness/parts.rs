@@ -125,6 +125,15 @@ pub fn egress() -> &'static Path {
     EGRESS.get_or_init(|| built("creto-egress", &["--profile", "daemon", "--features", "daemon"]))
 }
 
+/// Without what cargo tells a test about its package: ring's build script is run again where that has changed, and with it
+/// everything is built again that a user has built.
+pub fn as_from_a_shell(command: &mut Command) {
+    let of_package = |key: &str| key.starts_with("CARGO_PKG_") || key.starts_with("CARGO_MANIFEST_");
+    for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_str().is_some_and(of_package)) {
+        command.env_remove(key);
+    }
+}
+
 /// The program of a package. Built for users, alone, as users get it: cargo merges the features of what it builds
 /// together. Where nothing has changed this costs cargo's look at the clock.
 fn built(package: &str, how: &[&str]) -> PathBuf {
@@ -132,6 +141,7 @@ fn built(package: &str, how: &[&str]) -> PathBuf {
     let mut build = Command::new(cargo);
     build.args(["build", "--locked", "--message-format=json-render-diagnostics"]);
     build.args(["-p", package]).args(how).current_dir(workspace());
+    as_from_a_shell(&mut build);
     let built = build.output().unwrap_or_else(|error| panic!("starting {build:?}: {error}"));
     assert!(built.status.success(), "{build:?}: {}", String::from_utf8_lossy(&built.stderr));
     let program = String::from_utf8_lossy(&built.stdout).lines().find_map(|line| {
