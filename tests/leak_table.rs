@@ -117,6 +117,10 @@ impl Attack<'_> {
     /// All rows hold.
     #[track_caller]
     fn judge(self) {
+        #[expect(clippy::print_stdout, reason = "the table, for whoever runs this with --nocapture")]
+        for (row, holds, seen) in &self.rows {
+            println!("{} | {row} | {}", if *holds { "holds" } else { "BROKEN" }, &seen[..seen.len().min(600)]);
+        }
         let broken: Vec<_> = self.rows.iter().filter(|(_, holds, _)| !holds).collect();
         assert!(broken.is_empty(), "{} of {} rows leak or break: {broken:#?}", broken.len(), self.rows.len());
     }
