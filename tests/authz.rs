@@ -26,7 +26,7 @@ fn opens(network: &Network, words: Value) -> bool {
 }
 
 #[test]
-fn cedar_decides_by_who_and_where_and_its_change_counts_after_a_revocation() {
+fn cedar_decides_by_who_and_where_and_a_change_of_its_policies_counts() {
     let files = tempfile::tempdir().unwrap();
     let policies = files.path().join("policies.cedar");
     fs::write(
@@ -43,11 +43,18 @@ fn cedar_decides_by_who_and_where_and_its_change_counts_after_a_revocation() {
     assert!(opens(&network, name("open")));
     assert!(!opens(&network, name("shut")));
     assert!(opens(&network, json!(["tcp", "93.184.215.18", 9000, "hello"])), "by address");
-    let leaked: Vec<_> = network.leaked();
+    let leaked = network.leaked();
     assert!(leaked.is_empty(), "all of it went through the gate: {leaked:?}");
     let recorded = |event: &str| network.node.cli_json(&["audit", "search", "--event", event, "--sandbox-id", "c"]);
     wait_until("the record", || !recorded("AuthzRequired").as_array().unwrap().is_empty());
     wait_until("the refusal", || recorded("EgressDenied").to_string().contains("shut.creto.net"));
+    fs::write(&policies, "forbid(principal, action, resource);\n").unwrap();
+    network.node.cli(&["network-policy", "reload"]).ok();
+    assert!(!opens(&network, name("open")), "no longer");
+    fs::write(&policies, "permit(principal").unwrap();
+    let bad = network.node.cli(&["network-policy", "reload"]).ok();
+    assert!(bad.contains("the decision point stays as it was"), "{bad}");
+    assert!(!opens(&network, name("open")), "still not");
     network.node.remove("c");
 }
 
