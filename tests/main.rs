@@ -6,8 +6,10 @@ mod harness;
 
 mod attestation;
 mod audit;
+mod authz;
 mod checkpoint_restore;
 mod cli;
+mod cni;
 mod configs;
 mod confined;
 mod containerd_restart;

@@ -186,7 +186,6 @@ def frame(device, hexes):
 def download(name, port, file, seconds=20):
     """Reads for as long as something comes; its progress stands in a file."""
     stream = connect(resolve(name) if not name[0].isdigit() else name, port)
-    stream.sendall(b"\n")
     total, end = 0, time.monotonic() + seconds
     while time.monotonic() < end:
         try:

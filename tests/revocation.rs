@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use crate::harness::netns::Netns;
 use crate::harness::network::Network;
 use crate::harness::{Setup, wait_until};
 use crate::leak_table::{POLICY, backend};
@@ -24,7 +25,7 @@ fn bytes(progress: &PathBuf) -> u64 {
     fs::read_to_string(progress).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-fn network(setup: Setup, egress: &str) -> Network {
+fn network(setup: Setup, egress: &str) -> (Network, Netns) {
     let network = Network::with(setup, &[("web", POLICY)], egress);
     let shared = network.node.path("shared");
     fs::create_dir_all(&shared).unwrap();
@@ -33,8 +34,7 @@ fn network(setup: Setup, egress: &str) -> Network {
     let mut options = network.options(&netns, "web");
     options.extend(["--mount".to_owned(), mount]);
     network.node.run_detached("c", &crate::harness::network::refs(&options), &["sleep", "1000"]);
-    std::mem::forget(netns); // removed with the network's own; the sandbox outlives this function
-    network
+    (network, netns)
 }
 
 fn said(running: crate::harness::process::Running) -> String {
@@ -46,7 +46,7 @@ fn said(running: crate::harness::process::Running) -> String {
 fn a_download_is_cut_when_its_rule_goes_and_only_then() {
     // A second each: time to live, grace and rest of a name all pass while the download goes on.
     let egress = "[dns]\nttl_seconds = 1\ngrace_seconds = 1\nrest_seconds = 1\n";
-    let network = network(backend("gvisor"), egress);
+    let (network, _netns) = network(backend("gvisor"), egress);
     let (running, progress) = download(&network, "d1", "open.creto.net");
     let began = std::time::Instant::now();
     wait_until("the name's end", || began.elapsed().as_secs() > 4);
@@ -74,7 +74,7 @@ fn a_flow_by_address_is_cut_in_the_kernel() {
     let policy = format!(
         "{POLICY}\n[[rules]]\nid = \"slow\"\ndestination = \"93.184.215.15\"\nports = [8080]\naction = \"Allow\"\n"
     );
-    let network = network(backend("gvisor"), "");
+    let (network, _netns) = network(backend("gvisor"), "");
     fs::write(network.node.path("creto/etc/policies.d/web.toml"), policy).unwrap();
     let (running, progress) = {
         network
