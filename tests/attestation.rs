@@ -117,7 +117,7 @@ fn a_flipped_byte_another_sandbox_another_node_and_a_late_reader_are_told_apart(
 }
 
 #[test]
-fn a_sandbox_with_an_interface_is_not_said_to_be_sealed_and_one_of_the_same_name_begins_anew() {
+fn a_sandbox_with_an_interface_is_not_said_to_be_sealed_nor_started_and_one_of_the_same_name_begins_anew() {
     let node = Node::start();
     let (root, program) = (node.path("rootfs"), node.path("wire.sh"));
     fs::create_dir(&root).unwrap();
@@ -140,10 +140,16 @@ fn a_sandbox_with_an_interface_is_not_said_to_be_sealed_and_one_of_the_same_name
     };
     let sealed = said(&spec);
     spec["hooks"] = json!({"createRuntime": [{"path": program}]});
-    let wired = said(&spec);
+    fs::write(&config, spec.to_string()).unwrap();
+    let unfenced = node.ctr(&run);
+    assert!(unfenced.status != 0 && unfenced.stderr.contains("no fence around it"), "{unfenced:?}");
+    node.ctr(&["container", "rm", "c"]);
+    let statements = node.statements("c");
+    assert_eq!(statements.len(), 2);
+    let wired = fs::read(&statements[1]).unwrap(); // of its Create
+    let wired = node.verify(&wired, &Expectations::default(), Duration::ZERO).unwrap();
     assert!(sealed.statement.predicate().fence.is_some() && wired.statement.predicate().fence.is_none());
     assert_eq!((sealed.statement.predicate().previous, wired.statement.predicate().previous), (None, None));
-    assert_eq!(node.statements("c").len(), 2);
 }
 
 #[test]

@@ -166,7 +166,14 @@ def ping(address):
         total = (total >> 16) + (total & 0xFFFF)
         body = struct.pack("!BBHHH", kind, 0, ~(total + (total >> 16)) & 0xFFFF, 77, 1) + b"creto-ping"
     sock.sendto(body, (address, 0))
-    return "got " + sock.recv(2048).hex()
+    while True:
+        got = sock.recv(2048)
+        if "." in address and got[0] >> 4 == 4:  # a raw socket shows the header, too
+            got = got[(got[0] & 15) * 4 :]
+        if got[0] == (0 if "." in address else 129):
+            return "got " + got.hex()
+        if got[0] in (1, 3):
+            raise OSError(errno.EHOSTUNREACH, "refused by ICMP")
 
 
 def frame(device, hexes):
@@ -179,7 +186,6 @@ def frame(device, hexes):
 def download(name, port, file, seconds=20):
     """Reads for as long as something comes; its progress stands in a file."""
     stream = connect(resolve(name) if not name[0].isdigit() else name, port)
-    stream.sendall(b"\n")
     total, end = 0, time.monotonic() + seconds
     while time.monotonic() < end:
         try:

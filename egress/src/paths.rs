@@ -44,6 +44,11 @@ impl Paths {
         self.etc.join("policies.d")
     }
 
+    /// What outlives a reboot.
+    pub fn lib(&self) -> &Path {
+        &self.lib
+    }
+
     /// Where the record waits for the ledger.
     pub fn spool(&self) -> PathBuf {
         self.lib.join("spool")

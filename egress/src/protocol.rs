@@ -63,7 +63,7 @@ pub enum Ask {
     Explain(Explain),
     /// What was granted to a sandbox by the decision point is forgotten, and flows that it was granted for end. Answer: `done`.
     Revoke(SandboxKey),
-    /// The policies' files are read again now. Answer: `reloaded`.
+    /// The policies' files are read again now, and those of the decision point. Answer: `reloaded`.
     Reload,
     /// The sandbox's fence, now and whenever it changes. Answers: `fence`, again and again.
     Watch(SandboxKey),
@@ -193,7 +193,7 @@ pub struct Explained {
     pub reason: String,
     /// The generation of the policy that was asked.
     pub generation: u64,
-    /// What DNS answers, where the destination is a name: `REFUSED`, or `A 198.18.0.0/15`.
+    /// What DNS answers, for people, where the destination is a name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<String>,
 }

@@ -57,12 +57,14 @@ pub fn network(pid: i32) -> Network {
     match interfaces.is_empty() {
         true => Network::Gone,
         false if interfaces::are_ours(pid) => Network::Host,
-        false if interfaces::is_sealed(&interfaces) => {
-            let digest = Digest::of(interfaces.join("\n").as_bytes());
-            Network::Sealed(Fence { mechanism: "sealed".into(), digest })
-        }
+        false if interfaces::is_sealed(&interfaces) => Network::Sealed(sealed(pid)),
         false => Network::Wired,
     }
+}
+
+/// What is said of a sandbox that no packet can leave: which interfaces it has.
+pub fn sealed(pid: i32) -> Fence {
+    Fence { mechanism: "sealed".into(), digest: Digest::of(interfaces::of(pid).join("\n").as_bytes()) }
 }
 
 /// What of the host a sandbox may use; nothing is said of one whose process is gone.

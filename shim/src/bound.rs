@@ -69,6 +69,8 @@ struct State {
     policy: Digest,
     /// What creto-egress has put around it.
     fence: Option<Fence>,
+    /// creto-egress finds that none of its interfaces can send a packet: the kernel's own, of tunnels that nobody has set up.
+    idle: bool,
     /// The current statement, if there is one.
     current: Option<Current>,
 }
@@ -76,7 +78,7 @@ struct State {
 impl State {
     fn new(credential: Credential, policy: Digest) -> Self {
         let (dirs, facts, refused, kept, fence, current) = Default::default();
-        Self { credential, dirs, facts, refused, kept, ended: false, policy, fence, current }
+        Self { credential, dirs, facts, refused, kept, ended: false, policy, fence, idle: false, current }
     }
 }
 
@@ -266,9 +268,16 @@ impl Bound {
             Network::Wired | Network::Host => {
                 let agent = self.agent().map(ToString::to_string);
                 let attestation = self.state().current.as_ref().map(|current| current.digest);
-                let fence = fence::attach(&self.place, pid, agent, self.policy.clone(), attestation).await?;
-                self.fenced(fence)?;
-                fence::watch(self, self.place.clone());
+                match fence::attach(&self.place, pid, agent, self.policy.clone(), attestation).await? {
+                    Some(fence) => {
+                        self.fenced(fence)?;
+                        fence::watch(self, self.place.clone());
+                    }
+                    None => {
+                        self.state().idle = true;
+                        self.restate()?;
+                    }
+                }
             }
             Network::Sealed(_) => self.restate()?,
             Network::Gone => return Err(TaskError::NotFound(format!("the process of {}", self.place.group))),
@@ -445,6 +454,7 @@ impl State {
         match attest::network(pid) {
             Network::Sealed(sealed) => Some(sealed),
             Network::Host => None,
+            Network::Wired if self.idle => Some(attest::sealed(pid)),
             Network::Wired | Network::Gone => self
                 .fence
                 .as_ref()

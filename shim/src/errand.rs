@@ -63,8 +63,11 @@ impl Errand {
             return Err(NoAnswer::Start(std::io::Error::other("it has no pipes")));
         };
         let errand = Self { pid: child.id() as i32, answer: stdout.into(), reaped: false };
-        stdin.write_all(&question).map_err(NoAnswer::Start)?; // a pipe has room for it
-        Ok(errand)
+        match stdin.write_all(&question) {
+            // A pipe has room for it; a child that has died already is told by its status.
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(NoAnswer::Start(error)),
+            _ => Ok(errand),
+        }
     }
 
     /// What it brings back, within this time from now.

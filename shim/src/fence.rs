@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use egress::client::{Client, ClientError, DEADLINE};
-use egress::protocol::{Answer, Ask, Attach, Fence, PolicyRef, Question, SandboxKey, VERSION};
+use egress::protocol::{Answer, Ask, Attach, Code, Fence, PolicyRef, Question, Refusal, SandboxKey, VERSION};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use trust::digest::Digest;
@@ -25,22 +25,24 @@ pub fn key(place: &Place) -> SandboxKey {
     SandboxKey { namespace: place.namespace.clone(), id: place.group.clone() }
 }
 
-/// Asks for the fence around the network namespace of a process.
+/// Asks for the fence around the network namespace of a process; none where nothing in it can send a packet.
 pub async fn attach(
     place: &Place,
     pid: i32,
     agent: Option<String>,
     policy: PolicyRef,
     attestation: Option<Digest>,
-) -> Result<Fence, TaskError> {
+) -> Result<Option<Fence>, TaskError> {
     let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
     let attach = Attach { sandbox: key(place), agent, netns, policy, attestation };
     let asked = tokio::task::spawn_blocking(move || Client::connect(&paths::egress(), DEADLINE)?.attach(attach));
     let fence = asked.await.map_err(|e| TaskError::host("asking for the fence", e))?;
-    fence.map_err(|error| match error {
-        ClientError::Refused(refusal) => TaskError::Rejected(format!("the sandbox's network: {refusal}")),
-        other => TaskError::host("the sandbox has a network and no fence around it", other),
-    })
+    match fence {
+        Ok(fence) => Ok(Some(fence)),
+        Err(ClientError::Refused(Refusal { code: Code::Sealed, .. })) => Ok(None),
+        Err(ClientError::Refused(refusal)) => Err(TaskError::Rejected(format!("the sandbox's network: {refusal}"))),
+        Err(other) => Err(TaskError::host("the sandbox has a network and no fence around it", other)),
+    }
 }
 
 /// Takes a fence down, whether there is one or not. One that cannot be asked for sweeps by itself what belongs to nobody.

@@ -36,8 +36,6 @@ pub const RESOLVER: &str = "9.9.9.9";
 pub struct Internet {
     /// Where it is.
     pub netns: Netns,
-    /// The certificate that its servers have, as PEM.
-    pub certificate: String,
     queries: Arc<Mutex<Vec<String>>>,
     visits: Arc<Mutex<Vec<Visit>>>,
     /// What a name answers instead, one answer after the other; the last one stays.
@@ -78,9 +76,8 @@ impl Internet {
             .with_no_client_auth()
             .with_single_cert(vec![made.cert.der().clone()], key)
             .unwrap();
-        let certificate = made.cert.pem();
         let (queries, visits, instead) = Default::default();
-        let internet = Self { netns, certificate, queries, visits, instead };
+        let internet = Self { netns, queries, visits, instead };
         internet.serve(Arc::new(tls));
         internet
     }

@@ -49,12 +49,12 @@ pub fn shim_socket(node: &Node, group: &str) -> PathBuf {
     Path::new("/run/containerd/s").join(digest)
 }
 
-/// Everything a node has left, in words; only containerd itself and its clients are allowed to stay.
+/// Everything a node has left, in words; only containerd itself, its clients and creto-egress are allowed to stay.
 pub fn of(node: &Node) -> Vec<String> {
     let dir = node.path("");
     let ours = |p: &Process| {
         p.command.contains("containerd-shim")
-            || !p.command.contains("/bin/containerd ") && !p.command.contains("/bin/ctr ")
+            || !["/bin/containerd ", "/bin/ctr ", "/creto-egress "].iter().any(|ours| p.command.contains(ours))
     };
     let mut left: Vec<_> =
         processes_of(&dir).into_iter().filter(ours).map(|p| format!("process {} {}", p.pid, p.command)).collect();

@@ -117,12 +117,13 @@ impl Network {
 
     /// What `ctr run` needs for that.
     pub fn options(&self, netns: &Netns, policy: &str) -> Vec<String> {
-        let mut options = vec![
-            "--with-ns".to_owned(),
-            format!("network:{}", netns.path().display()),
-            "--annotation".into(),
-            format!("creto.dev/network-policy={policy}"),
-        ];
+        let network = ["--with-ns".to_owned(), format!("network:{}", netns.path().display())];
+        network.into_iter().chain(self.options_without_network(policy)).collect()
+    }
+
+    /// The same for a sandbox whose network somebody else wires.
+    pub fn options_without_network(&self, policy: &str) -> Vec<String> {
+        let mut options = vec!["--annotation".to_owned(), format!("creto.dev/network-policy={policy}")];
         options.extend(probe_mounts());
         options
     }

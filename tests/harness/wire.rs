@@ -24,11 +24,13 @@ pub struct Packet {
     pub port: u16,
 }
 
+/// A frame that is no IP packet: its type, and all of it.
+type Frame = (u16, Vec<u8>);
+
 /// Listens to a namespace until it is dropped.
 pub struct Wire {
     seen: Arc<Mutex<Vec<Packet>>>,
-    /// Frames that are no IP packets: their type, the first byte of what follows.
-    others: Arc<Mutex<Vec<(u16, Vec<u8>)>>>,
+    others: Arc<Mutex<Vec<Frame>>>,
     end: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -44,7 +46,7 @@ impl Wire {
             all
         });
         let seen: Arc<Mutex<Vec<Packet>>> = Arc::default();
-        let others: Arc<Mutex<Vec<(u16, Vec<u8>)>>> = Arc::default();
+        let others: Arc<Mutex<Vec<Frame>>> = Arc::default();
         let end = Arc::new(AtomicBool::new(false));
         let thread = thread::spawn({
             let (seen, others, end) = (seen.clone(), others.clone(), end.clone());

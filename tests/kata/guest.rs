@@ -1,4 +1,4 @@
-//! The "VM" from outside: a pid namespace whose first process stands for the VMM. Whoever kills that process kills all
+//! The "VM" from outside: a pid namespace, and the network namespace that Kata makes where the spec names none, whose first process stands for the VMM. Whoever kills that process kills all
 //! that runs in it: the kernel sees to it.
 
 use std::fs::{self, File, Metadata};
@@ -28,7 +28,7 @@ impl Guest {
         let (spawner, orders) = channel::<(Command, Sender<io::Result<Child>>)>();
         // Children of this thread alone are born into the namespace.
         std::thread::spawn(move || {
-            let entered = unshare(CloneFlags::CLONE_NEWPID);
+            let entered = unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNET);
             for (mut command, answer) in orders {
                 let child = entered.map_err(io::Error::from).and_then(|()| command.spawn());
                 drop(command); // it holds the child's end of a terminal

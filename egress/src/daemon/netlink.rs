@@ -167,6 +167,12 @@ impl Refused {
     }
 }
 
+/// What the kernel said, where an error is its refusal.
+pub fn refusal(error: &io::Error) -> Option<Errno> {
+    let refused = error.get_ref().and_then(|inner| inner.downcast_ref::<Refused>());
+    refused.map(|refused| refused.error).or_else(|| error.raw_os_error().map(Errno::from_raw))
+}
+
 impl From<Refused> for io::Error {
     fn from(refused: Refused) -> Self {
         Self::new(Self::from(refused.error).kind(), refused)

@@ -11,11 +11,12 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::SockProtocol;
 use serde::{Deserialize, Serialize};
 
-use super::netlink::{Message, Netlink};
+use super::netlink::{self, Message, Netlink};
 use crate::protocol::Interface;
 
 /// What a network namespace has.
@@ -209,7 +210,7 @@ fn link(netlink: &Netlink, index: u32) -> io::Result<Option<Link>> {
     question.header.index = index;
     match ask(netlink, 0, RouteNetlinkMessage::GetLink(question)) {
         Ok(answers) => Ok(answers.into_iter().find_map(one_link)),
-        Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => Ok(None),
+        Err(error) if netlink::refusal(&error) == Some(Errno::ENODEV) => Ok(None),
         Err(error) => Err(error),
     }
 }

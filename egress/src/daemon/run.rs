@@ -28,6 +28,7 @@ use crate::paths::Paths;
 use crate::policy::Policies;
 use crate::protocol::Refusal;
 use crate::worker::Attempt;
+use crate::worker::authz::{Authz, BadSetup};
 
 /// The NFLOG group of denied packets.
 const LOG_GROUP: u16 = 852;
@@ -54,6 +55,9 @@ pub enum DaemonFailed {
     /// The kernel's tables.
     #[error(transparent)]
     Kernel(#[from] FenceError),
+    /// The decision point's files.
+    #[error("authz: {0}")]
+    Authz(BadSetup),
     /// What stood before.
     #[error("putting up again what stood: {0}")]
     Recover(Refusal),
@@ -70,7 +74,8 @@ fn doing<T>(what: impl Into<String>, result: io::Result<T>) -> Result<T, DaemonF
 pub fn check(root: Option<&Path>) -> Result<(), DaemonFailed> {
     let paths = Paths::new(root);
     let config = Config::read(&paths.config())?;
-    config.worker_settings(&paths)?;
+    let settings = config.worker_settings(&paths)?;
+    Authz::new().set_up(settings.authz).map_err(DaemonFailed::Authz)?;
     let policies = Policies::new(paths.policies());
     let names = doing(paths.policies().display().to_string(), policies.names())?;
     let mut bad = 0;
@@ -92,12 +97,18 @@ pub fn run(root: Option<&Path>, debug: bool) -> Result<(), DaemonFailed> {
 }
 
 async fn serve(paths: Paths, config: Config, debug: bool) -> Result<(), DaemonFailed> {
+    let mut end = doing("signals", signal(SignalKind::terminate()))?;
+    let mut interrupt = doing("signals", signal(SignalKind::interrupt()))?;
+    let mut reload = doing("signals", signal(SignalKind::hangup()))?;
     let listener = doing(paths.socket().display().to_string(), server::listen(&paths.socket()))?;
     let (state, empty) =
         (State::open(paths.state()), fs::DirBuilder::new().recursive(true).mode(0o755).create(paths.empty()));
     let state = doing(paths.state().display().to_string(), state)?;
     doing(paths.empty().display().to_string(), empty)?;
     let node = node(config.node.clone())?;
+    // Others read the public keys that will lie beside it.
+    let lib = fs::DirBuilder::new().recursive(true).mode(0o755).create(paths.lib());
+    doing(paths.lib().display().to_string(), lib)?;
     let spool = Spool::new(&paths.spool(), "egress", &node.to_string(), Limits::default());
     let spool = spool
         .map_err(|e| DaemonFailed::Io { doing: paths.spool().display().to_string(), error: io::Error::other(e) })?;
@@ -119,7 +130,8 @@ async fn serve(paths: Paths, config: Config, debug: bool) -> Result<(), DaemonFa
     let settings = config.worker_settings(&paths)?;
     let worker = Worker::keep(Start { program, debug, settings, sockets }, tell.clone());
     let policies = Policies::new(paths.policies());
-    let sandboxes = Sandboxes::new(policies, state, fences, worker.clone(), recorder, metrics.clone());
+    let sandboxes =
+        Sandboxes::new(policies, state, fences, worker.clone(), recorder, metrics.clone(), config.authz.clone());
     let sandboxes = Arc::new(sandboxes);
     sandboxes.recover().await.map_err(DaemonFailed::Recover)?;
 
@@ -139,9 +151,6 @@ async fn serve(paths: Paths, config: Config, debug: bool) -> Result<(), DaemonFa
     });
     ready();
     tracing::info!(socket = %paths.socket().display(), "creto-egress serves");
-    let mut end = doing("signals", signal(SignalKind::terminate()))?;
-    let mut interrupt = doing("signals", signal(SignalKind::interrupt()))?;
-    let mut reload = doing("signals", signal(SignalKind::hangup()))?;
     loop {
         tokio::select! {
             _ = end.recv() => break,

@@ -3,7 +3,7 @@
 //! What is to be enforced is kept on disk before it stands in the kernel, so that a daemon that is killed at any step finds it
 //! again; and it stands in the kernel, read back, before whoever asked hears of it. Anything that fails undoes what came before.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,7 +28,7 @@ use crate::protocol::{
     Update,
 };
 use crate::worker::control::{Bind, Busy};
-use crate::worker::{Attempt, Outcome};
+use crate::worker::{Attempt, Outcome, authz};
 
 /// The node's fenced sandboxes, and all that fences are made with.
 pub struct Sandboxes {
@@ -44,6 +44,8 @@ pub struct Sandboxes {
     recorder: Arc<Recorder>,
     /// Where it is counted.
     metrics: Arc<Metrics>,
+    /// Who decides where a rule says RequireAuthz.
+    authz: authz::settings::Settings,
     standing: Mutex<Standings>,
 }
 
@@ -74,8 +76,9 @@ impl Sandboxes {
         worker: Worker,
         recorder: Arc<Recorder>,
         metrics: Arc<Metrics>,
+        authz: authz::settings::Settings,
     ) -> Self {
-        Self { policies, state, fences, worker, recorder, metrics, standing: Mutex::default() }
+        Self { policies, state, fences, worker, recorder, metrics, authz, standing: Mutex::default() }
     }
 
     /// Puts up a fence, or puts the sandbox's anew.
@@ -96,7 +99,7 @@ impl Sandboxes {
         }
         let slot = match before {
             Some(before) => before.kept.slot(),
-            None => free_slot(&standing),
+            None => self.free_slot(&standing)?,
         };
         let slot = slot.ok_or_else(|| refused(Code::Kernel)(&"all marks for packets are taken"))?;
         let generation = before.map_or(0, |before| before.kept.fence.generation) + 1;
@@ -131,8 +134,13 @@ impl Sandboxes {
                 Ok(fence)
             }
             Err(refusal) => {
-                tracing::error!(%sandbox, error = refusal.message, "no fence");
-                if let Err(error) = self.take_down(&mut standing, &kept).await {
+                tracing::error!(%sandbox, error = refusal.message, "no new fence");
+                let undone = match standing.get(&sandbox).map(|before| before.kept.clone()) {
+                    // What stood goes on standing: a sandbox that runs is never without.
+                    Some(before) => self.state.put(&before).map_err(|e| refused(Code::State)(&e)),
+                    None => self.take_down(&mut standing, &kept).await,
+                };
+                if let Err(error) = undone {
                     tracing::error!(%sandbox, %error, "what was put up of it is left");
                 }
                 Err(refusal)
@@ -304,10 +312,16 @@ impl Sandboxes {
         self.worker.revoke(sandbox).await.map_err(silent)
     }
 
-    /// Reads named policies again.
+    /// Reads named policies again, and the files of the decision point.
     pub async fn reload(&self) -> Reloaded {
         let mut standing = self.standing.lock().await;
-        self.reload_all(&mut standing).await
+        let mut reloaded = self.reload_all(&mut standing).await;
+        let asked = match self.authz.read() {
+            Ok(setup) => self.worker.set_authz(setup).await.map_err(|e| chain(&e)),
+            Err(error) => Err(chain(&error)),
+        };
+        reloaded.errors.extend(asked.err().map(|error| format!("the decision point stays as it was: {error}")));
+        reloaded
     }
 
     async fn reload_all(&self, standing: &mut MutexGuard<'_, Standings>) -> Reloaded {
@@ -408,6 +422,13 @@ impl Sandboxes {
         }
     }
 
+    /// The lowest one that no fence has, nor one in the kernel that nothing more is known of.
+    fn free_slot(&self, standing: &Standings) -> Result<Option<Slot>, Refusal> {
+        let mut taken = self.fences.slots().map_err(|e| refused(Code::Kernel)(&chain(&e)))?;
+        taken.extend(standing.values().filter_map(|found| found.kept.slot()));
+        Ok((1..=Slot::MAX).filter_map(Slot::new).find(|slot| !taken.contains(slot)))
+    }
+
     /// The whole policy of a sandbox: what it names, and its own rules as if they were included by the name `own`.
     fn resolve(&self, policy: &PolicyRef, own: &[Value]) -> Result<CompiledPolicy, Refusal> {
         let invalid = refused(Code::PolicyInvalid);
@@ -443,12 +464,6 @@ fn is_link_local(address: &std::net::IpAddr) -> bool {
 /// As it is kept and told: all rules, none included by name any more.
 fn document(policy: &CompiledPolicy) -> Document {
     Document { include: Vec::new(), policy: policy.policy().clone() }
-}
-
-/// The lowest one that no fence has.
-fn free_slot(standing: &Standings) -> Option<Slot> {
-    let taken: BTreeSet<Slot> = standing.values().filter_map(|found| found.kept.slot()).collect();
-    (1..=Slot::MAX).filter_map(Slot::new).find(|slot| !taken.contains(slot))
 }
 
 /// The interfaces of a sandbox, all of which can be fenced.

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::sockets::Sockets;
 use crate::protocol::SandboxKey;
 use crate::worker::Attempt;
+use crate::worker::authz::setup::Setup;
 use crate::worker::control::{Bind, Busy, Notice, Order, Settings};
 
 /// How long an order may take.
@@ -75,6 +76,7 @@ enum Given {
     Bind(Bind),
     Unbind(SandboxKey),
     Revoke(SandboxKey),
+    Authz(Box<Setup>),
     Report,
 }
 
@@ -100,6 +102,11 @@ impl Worker {
     /// Ends what the decision point granted.
     pub async fn revoke(&self, sandbox: &SandboxKey) -> Result<(), WorkerError> {
         self.order(Given::Revoke(sandbox.clone())).await.map(drop)
+    }
+
+    /// Another decision point, or the same with other files; a bad one is refused and the old one stays.
+    pub async fn set_authz(&self, setup: Setup) -> Result<(), WorkerError> {
+        self.order(Given::Authz(Box::new(setup))).await.map(drop)
     }
 
     /// How it is.
@@ -238,6 +245,10 @@ impl Keeper {
                 Order::Unbind { number, sandbox }
             }
             Given::Revoke(sandbox) => Order::Revoke { number, sandbox },
+            Given::Authz(setup) => {
+                self.start.settings.authz = (*setup).clone(); // the next worker's, too
+                Order::Authz { number, setup }
+            }
             Given::Report => Order::Report { number },
         };
         let sent = timeout(DEADLINE, send(write, &order)).await;

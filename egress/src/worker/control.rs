@@ -52,6 +52,13 @@ pub enum Order {
         /// Whose.
         sandbox: SandboxKey,
     },
+    /// Another decision point. Acknowledged; a bad one is refused, and the old one stays.
+    Authz {
+        /// Counts orders.
+        number: u64,
+        /// Whom to ask from now on.
+        setup: Box<Setup>,
+    },
     /// How are things?
     Report {
         /// Counts orders.

@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::authz::{Authz, BadSetup};
+use super::authz::Authz;
 use super::confine::{NotConfined, confine};
 use super::control::{Bind, Busy, Notice, Order, Settings};
 use super::dns::{self, BadUpstream, Dns, HeldName, Names, ResolveError, Upstream};
@@ -41,9 +41,6 @@ pub enum WorkerFailed {
     /// Something of the kernel's.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// Its decision point.
-    #[error(transparent)]
-    Authz(#[from] BadSetup),
     /// Its resolvers.
     #[error(transparent)]
     Upstream(#[from] BadUpstream),
@@ -91,7 +88,10 @@ async fn serve(
     let names = Names::new(&settings.dns);
     let dns = Arc::new(Dns::new(bindings.clone(), names.clone(), attempts.clone(), settings.dns.clone()));
     let authz = Authz::new();
-    authz.set_up(settings.authz)?;
+    if let Err(error) = authz.set_up(settings.authz) {
+        // Names and addresses go on; whatever needs a decision is refused.
+        tracing::error!(%error, "there is no decision point");
+    }
     let gate_metrics = gate::Metrics::default();
     let gate = Arc::new(Gate {
         settings: settings.gate,
@@ -163,6 +163,10 @@ impl Sandboxes {
                     known.effective.send_modify(|_| ()); // whoever carries a flow asks again
                 }
                 Notice::Acknowledged { number, error: None }
+            }
+            Order::Authz { number, setup } => {
+                let error = self.authz.set_up(*setup).err().map(|error| error.to_string());
+                Notice::Acknowledged { number, error }
             }
             Order::Report { number } => {
                 let mut metrics = String::new();

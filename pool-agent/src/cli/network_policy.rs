@@ -55,6 +55,17 @@ pub enum Verb {
         #[command(flatten)]
         of: Of,
     },
+    /// Read all policies again, and the files of the decision point, and let them hold
+    Reload,
+    /// Forget what the decision point granted to a sandbox; its connections are asked about again
+    Revoke {
+        /// Which sandbox
+        #[arg(long, value_name = "ID")]
+        sandbox_id: String,
+        /// containerd's namespace of the sandbox, where its id is in several
+        #[arg(long, value_name = "NAME")]
+        namespace: Option<String>,
+    },
     /// Look for what is allowed in policies and probably not meant
     Lint {
         /// Which policies; without: all of the node's
@@ -171,6 +182,13 @@ pub fn run(verb: Verb, root: &Root, out: &mut dyn Write) -> Result<(), PolicyErr
         Verb::Test(test) => self::test(root, &policies, &test, out),
         Verb::AddRule(add) => add_rule(root, &policies, add, out),
         Verb::RemoveRule { id, of } => remove_rule(root, &policies, &id, &of, out),
+        Verb::Reload => affected(root, out),
+        Verb::Revoke { sandbox_id, namespace } => {
+            let of = Of { policy: None, sandbox_id: Some(sandbox_id.clone()), namespace };
+            let sandbox = sandbox(root, &of)?.ok_or(PolicyError::NoSandbox(sandbox_id))?;
+            connect(root)?.done(Ask::Revoke(sandbox.clone()))?;
+            Ok(writeln!(out, "revoked for sandbox {sandbox}")?)
+        }
         Verb::Lint { names } => lint(&policies, names, out),
     }
 }
@@ -426,7 +444,7 @@ fn affected(root: &Root, out: &mut dyn Write) -> Result<(), PolicyError> {
     match told {
         Ok(Answer::Reloaded(Reloaded { changed, errors })) => {
             match changed.as_slice() {
-                [] => writeln!(out, "no running sandbox has it")?,
+                [] => writeln!(out, "no running sandbox is concerned")?,
                 all => {
                     let all: Vec<_> = all.iter().map(ToString::to_string).collect();
                     writeln!(out, "holds now for {}", all.join(", "))?;
@@ -439,7 +457,7 @@ fn affected(root: &Root, out: &mut dyn Write) -> Result<(), PolicyError> {
         }
         Ok(other) => Err(PolicyError::Answer(format!("{other:?}"))),
         Err(ClientError::Down { .. }) => {
-            Ok(writeln!(out, "creto-egress does not run: no sandbox with a network does, and the next ones have it")?)
+            Ok(writeln!(out, "creto-egress does not run: running sandboxes keep what they have until it does")?)
         }
         Err(error) => Err(error.into()),
     }

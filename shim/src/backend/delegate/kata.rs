@@ -125,7 +125,11 @@ mod tests {
         fs::create_dir_all(&state).unwrap();
         let pids = format!(r#"{{"HypervisorState":{{"Pid":{},"VirtiofsDaemonPid":{}}}}}"#, machine.id(), stranger.id());
         fs::write(state.join("persist.json"), pids).unwrap();
-        assert!(runs(run.path(), "kata-1") && !runs(run.path(), "kata-2"));
+        // A parent goes on before its child's new command line can be read.
+        while !runs(run.path(), "kata-1") {
+            std::thread::yield_now();
+        }
+        assert!(!runs(run.path(), "kata-2"));
         sweep(run.path(), "kata-1");
         assert!(!state.exists());
         use std::os::unix::process::ExitStatusExt;
