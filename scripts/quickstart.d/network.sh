@@ -46,7 +46,7 @@ start_internet() {
   openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj "/CN=$open" \
     -addext "subjectAltName=DNS:$open,DNS:$closed" -keyout "$dir/key.pem" -out "$dir/certificate.pem" 2>"$dir/openssl.log" \
     || fail "no certificate: $(tail -n 1 "$dir/openssl.log")" "is openssl >= 1.1.1?"
-  become inet python3 scripts/quickstart.d/internet.py $resolver "$dir/certificate.pem" "$dir/key.pem" \
+  become inet /usr/bin/python3 scripts/quickstart.d/internet.py $resolver "$dir/certificate.pem" "$dir/key.pem" \
     $open=$open_at $closed=$closed_at >"$dir/internet.log" 2>&1 </dev/null &
   internet_pid=$!
   until_it internet.py $internet_pid "$dir/internet.log" grep -qx ready "$dir/internet.log"
