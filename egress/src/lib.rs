@@ -16,6 +16,8 @@ pub mod protocol;
 
 #[cfg(feature = "daemon")]
 pub mod daemon;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 #[cfg(feature = "daemon")]
 mod sys;
 #[cfg(feature = "daemon")]

@@ -69,6 +69,24 @@ pub enum Ask {
     Watch(SandboxKey),
 }
 
+impl Ask {
+    /// Reads the line of a question. The version is looked at first: another one may ask what this one cannot read.
+    pub fn parse(line: &[u8]) -> Result<Self, Refusal> {
+        #[derive(serde::Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let bad = |e: serde_json::Error| Refusal { code: Code::BadQuestion, message: format!("no question: {e}") };
+        let Versioned { version } = serde_json::from_slice(line).map_err(bad)?;
+        if version != VERSION {
+            let message =
+                format!("version {version} of the protocol was asked for; this creto-egress speaks {VERSION}");
+            return Err(Refusal { code: Code::BadVersion, message });
+        }
+        serde_json::from_slice(line).map(|question: Question| question.ask).map_err(bad)
+    }
+}
+
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -279,4 +297,26 @@ pub struct Interface {
     pub gateway_mac: [u8; 6],
     /// The sandbox's addresses.
     pub addresses: Vec<IpAddr>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_of_another_version_is_told_so_whatever_it_asks() {
+        let code = |line: &str| Ask::parse(line.as_bytes()).map_err(|refusal| refusal.code);
+        assert_eq!(code(r#"{"version":2,"ask":{"fly":1}}"#), Err(Code::BadVersion));
+        assert_eq!(code(r#"{"version":1,"ask":{"fly":1}}"#), Err(Code::BadQuestion));
+        assert_eq!(code(r#"{"version":1,"ask":"list","colour":2}"#), Err(Code::BadQuestion));
+        assert_eq!(code(""), Err(Code::BadQuestion));
+        assert_eq!(code(r#"{"version":1,"ask":"list"}"#), Ok(Ask::List));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_line_is_a_question_or_refused(line in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..512)) {
+            let _ = Ask::parse(&line);
+        }
+    }
 }

@@ -6,14 +6,15 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
+use egress::protocol::PolicyRef;
 use serde_json::{Value, json};
 
 use crate::args::{Args, is_identifier};
 use crate::backend::gvisor::urpc;
 use crate::bootstrap::{self, Address};
 use crate::bundle;
-use crate::harden::{BackendKind, Profile, given::given, harden, summary};
-use crate::request::SandboxRequest;
+use crate::harden::{BackendKind, Policy, Profile, given::given, harden, summary};
+use crate::request::{SandboxRequest, Settled};
 use crate::settings::{GVISOR, KATA, Settings};
 
 /// A command line, its words parted by NUL: a call names no directories but its own.
@@ -44,9 +45,10 @@ pub fn config_json(bytes: &[u8]) {
     summary(&spec);
     for profile in [Profile::Default, Profile::Strict] {
         for kind in [BackendKind::Gvisor, BackendKind::Machine, BackendKind::HostKernel] {
-            let Ok(once) = harden(spec.clone(), profile, kind) else { continue };
+            let policy = Policy { profile, kind, host_network: false };
+            let Ok(once) = harden(spec.clone(), policy) else { continue };
             assert!(given(&once).is_subset(&given(&spec)), "{profile:?} {kind:?}: {once}");
-            let twice = harden(once.clone(), profile, kind);
+            let twice = harden(once.clone(), policy);
             assert!(twice.as_ref().is_ok_and(|twice| *twice == once), "{profile:?} {kind:?}: {once} becomes {twice:?}");
         }
     }
@@ -63,7 +65,10 @@ pub fn annotations(bytes: &[u8]) {
     let Ok(request) = SandboxRequest::parse(&json!({ "annotations": annotations }), &settings) else { return };
     if let Ok(maker) = request.maker(&settings) {
         assert!([GVISOR, KATA, "runc"].contains(&maker.name()));
-        assert!(request.agrees(&maker, request.agent.as_ref(), &request.secrets).is_ok());
+        let none = PolicyRef::Inline(json!({"rules": []}));
+        let network_policy = request.network_policy.as_ref().unwrap_or(&none);
+        let (agent, secrets) = (request.agent.as_ref(), request.secrets.as_slice());
+        assert!(request.agrees(&Settled { maker: &maker, agent, secrets, network_policy }).is_ok());
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
 use super::sandboxes::Sandboxes;
-use crate::protocol::{Answer, Ask, Code, MAX_LINE, Question, Refusal, SandboxKey, VERSION};
+use crate::protocol::{Answer, Ask, Code, MAX_LINE, Refusal, SandboxKey};
 
 /// Callers at a time; one more waits to be let in.
 const CALLERS: usize = 1024;
@@ -77,7 +77,7 @@ async fn caller(stream: UnixStream, sandboxes: &Sandboxes) -> io::Result<()> {
             let message = format!("a question is one line of at most {MAX_LINE} bytes");
             return write(&mut writer, &Answer::Refused(Refusal { code: Code::BadQuestion, message })).await;
         }
-        match question(&line) {
+        match Ask::parse(&line) {
             Ok(Ask::Watch(sandbox)) => return watch(sandboxes, &sandbox, &mut writer).await,
             Ok(ask) => {
                 let answer = answer(sandboxes, ask).await.unwrap_or_else(Answer::Refused);
@@ -86,21 +86,6 @@ async fn caller(stream: UnixStream, sandboxes: &Sandboxes) -> io::Result<()> {
             Err(refusal) => write(&mut writer, &Answer::Refused(refusal)).await?,
         }
     }
-}
-
-/// Reads a question. The version is looked at first: another one may ask what this one cannot read.
-pub fn question(line: &[u8]) -> Result<Ask, Refusal> {
-    #[derive(serde::Deserialize)]
-    struct Versioned {
-        version: u32,
-    }
-    let bad = |e: serde_json::Error| Refusal { code: Code::BadQuestion, message: format!("no question: {e}") };
-    let Versioned { version } = serde_json::from_slice(line).map_err(bad)?;
-    if version != VERSION {
-        let message = format!("version {version} of the protocol was asked for; this creto-egress speaks {VERSION}");
-        return Err(Refusal { code: Code::BadVersion, message });
-    }
-    serde_json::from_slice(line).map(|question: Question| question.ask).map_err(bad)
 }
 
 async fn answer(sandboxes: &Sandboxes, ask: Ask) -> Result<Answer, Refusal> {
@@ -137,26 +122,4 @@ async fn write(writer: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<()> {
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
     writer.write_all(&line).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_question_of_another_version_is_told_so_whatever_it_asks() {
-        let code = |line: &str| question(line.as_bytes()).map_err(|refusal| refusal.code);
-        assert_eq!(code(r#"{"version":2,"ask":{"fly":1}}"#), Err(Code::BadVersion));
-        assert_eq!(code(r#"{"version":1,"ask":{"fly":1}}"#), Err(Code::BadQuestion));
-        assert_eq!(code(r#"{"version":1,"ask":"list","colour":2}"#), Err(Code::BadQuestion));
-        assert_eq!(code(""), Err(Code::BadQuestion));
-        assert_eq!(code(r#"{"version":1,"ask":"list"}"#), Ok(Ask::List));
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn any_line_is_a_question_or_refused(line in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..512)) {
-            let _ = question(&line);
-        }
-    }
 }
