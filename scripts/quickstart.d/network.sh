@@ -20,9 +20,10 @@ need_programs() {
 
 # Waits for a condition that a process brings about; tells that one's last words if it ends before.
 until_it() { # NAME PID LOG CONDITION…
-  local name=$1 pid=$2 log=$3; shift 3
+  local name=$1 pid=$2 log=$3 deadline=$((SECONDS + 30)); shift 3
   until "$@" >/dev/null 2>&1; do
     kill -0 "$pid" 2>/dev/null || fail "$name ended: $(tail -n 1 "$log")" "please report this"
+    [ $SECONDS -lt $deadline ] || fail "$name has not done it in 30 s: $(tail -n 1 "$log")" "please report this"
     sleep 0.05
   done
 }
@@ -94,7 +95,7 @@ show_fence() {
   until_it creto-egress "$egress_pid" "$dir/egress.log" both_denied
   denials
   step "creto-runtime-cli network-policy test --destination $closed --sandbox-id network: why"
-  cli network-policy test --destination $closed --sandbox-id network
+  cli network-policy test --destination $closed --sandbox-id network || fail "it cannot be told" "please report this"
   step "creto-runtime-cli network-policy add-rule --destination $closed --port 443 --action Allow --policy quickstart"
   cli network-policy add-rule --destination $closed --port 443 --action Allow --policy quickstart >&2 \
     || fail "the rule was refused" "please report this"
