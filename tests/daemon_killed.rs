@@ -40,6 +40,10 @@ fn the_fence_stands_without_the_daemon_and_names_come_back_with_it() {
         network.start_egress();
         wait_until("names again", || get_through(&network) == [true, true, false]);
     }
+    // A service manager may have opened its socket.
+    network.stop_egress(Signal::SIGTERM);
+    network.start_egress_activated();
+    wait_until("names again", || get_through(&network) == [true, true, false]);
     // Its half that reads what sandboxes send may die alone.
     let worker = network.node.processes("creto-egress").into_iter().find(|pid| {
         fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.windows(6).any(|word| word == b"worker"))

@@ -1,11 +1,21 @@
-//! Descriptors that come over a socket: all unsafe code of this crate.
+//! Descriptors that come over a socket or from a service manager: all unsafe code of this crate.
 #![allow(unsafe_code)]
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+
+/// The socket that a service manager has opened for us (sd_listen_fds(3)), if it has: the first of them.
+pub fn activated() -> Option<UnixListener> {
+    const FIRST: i32 = 3;
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
+    let ours = number("LISTEN_PID") == Some(std::process::id()) && number("LISTEN_FDS").is_some_and(|fds| fds > 0);
+    // SAFETY: the service manager has opened it for this process, which it names, and this is called once, before any other
+    // descriptor is made.
+    ours.then(|| unsafe { UnixListener::from_raw_fd(FIRST) })
+}
 
 /// The most descriptors that come at once.
 pub const MOST: usize = 16;

@@ -72,10 +72,29 @@ impl Network {
         network
     }
 
+    /// Starts creto-egress as a service manager does that has opened its socket, and waits until it answers.
+    pub fn start_egress_activated(&self) {
+        let script = "import os, socket, sys
+path = sys.argv[3] + '/run/egress.sock'
+os.path.exists(path) and os.unlink(path)
+s = socket.socket(socket.AF_UNIX)
+s.bind(path)
+s.listen()
+os.dup2(s.fileno(), 3)
+os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[1], sys.argv[1:])";
+        let mut command = self.host.command("/usr/bin/python3");
+        command.args(["-c", script]).arg(parts::egress());
+        self.start_egress_by(command);
+    }
+
     /// Starts creto-egress, and waits until it answers.
     pub fn start_egress(&self) {
+        self.start_egress_by(self.host.command(parts::egress().to_str().unwrap()));
+    }
+
+    fn start_egress_by(&self, mut command: Command) {
         let log = fs::File::options().create(true).append(true).open(self.node.path("egress.log")).unwrap();
-        let mut command = self.host.command(parts::egress().to_str().unwrap());
         command.arg("--root").arg(self.node.path("creto")).stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         *self.egress.lock().unwrap() = Some(command.spawn().unwrap());

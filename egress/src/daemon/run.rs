@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ use super::worker::{Start, Worker};
 use crate::paths::Paths;
 use crate::policy::Policies;
 use crate::protocol::Refusal;
+use crate::sys;
 use crate::worker::Attempt;
 use crate::worker::authz::{Authz, BadSetup};
 
@@ -90,17 +92,18 @@ pub fn check(root: Option<&Path>) -> Result<(), DaemonFailed> {
 
 /// Runs until SIGTERM or SIGINT; SIGHUP reads the policies again.
 pub fn run(root: Option<&Path>, debug: bool) -> Result<(), DaemonFailed> {
+    let activated = sys::activated(); // before anything else is opened
     let paths = Paths::new(root);
     let config = Config::read(&paths.config())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    doing("starting", runtime)?.block_on(serve(paths, config, debug))
+    doing("starting", runtime)?.block_on(serve(paths, config, activated, debug))
 }
 
-async fn serve(paths: Paths, config: Config, debug: bool) -> Result<(), DaemonFailed> {
+async fn serve(paths: Paths, config: Config, activated: Option<UnixListener>, debug: bool) -> Result<(), DaemonFailed> {
     let mut end = doing("signals", signal(SignalKind::terminate()))?;
     let mut interrupt = doing("signals", signal(SignalKind::interrupt()))?;
     let mut reload = doing("signals", signal(SignalKind::hangup()))?;
-    let listener = doing(paths.socket().display().to_string(), server::listen(&paths.socket()))?;
+    let listener = doing(paths.socket().display().to_string(), server::listen(&paths.socket(), activated))?;
     let (state, empty) =
         (State::open(paths.state()), fs::DirBuilder::new().recursive(true).mode(0o755).create(paths.empty()));
     let state = doing(paths.state().display().to_string(), state)?;

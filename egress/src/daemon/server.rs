@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,8 +18,13 @@ use crate::protocol::{Answer, Ask, Code, MAX_LINE, Refusal, SandboxKey};
 /// Callers at a time; one more waits to be let in.
 const CALLERS: usize = 1024;
 
-/// Listens at a path that only root can reach; of a daemon that was killed the socket is taken over.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
+/// Listens at a path that only root can reach, or on what a service manager has opened there; of a daemon that was killed the
+/// socket is taken over.
+pub fn listen(path: &Path, activated: Option<StdListener>) -> io::Result<UnixListener> {
+    if let Some(activated) = activated {
+        activated.set_nonblocking(true)?;
+        return UnixListener::from_std(activated);
+    }
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
     }
