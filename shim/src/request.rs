@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use crate::error::TaskError;
 use crate::harden::Profile;
 use crate::secrets::SecretRef;
-use crate::settings::{DelegateSettings, GVISOR, Settings};
+use crate::settings::{DelegateSettings, GVISOR, PolicyChoice, Settings};
 
 const PREFIX: &str = "creto.dev/";
 /// runsc reads these as flags, mounts and file systems of the sandbox. containerd and Kubernetes set none.
@@ -103,7 +103,7 @@ impl SandboxRequest {
                     request.agent =
                         Some(value.parse().map_err(|e| TaskError::Invalid(format!("annotation {key}: {e}")))?)
                 }
-                NETWORK_POLICY => request.network_policy = Some(network_policy(value)?),
+                NETWORK_POLICY => request.network_policy = Some(network_policy(value, settings.egress.annotation)?),
                 AGENT_TOKEN_FILE => request.token_file = Some(value.into()),
                 PROFILE => {
                     let profile = value.parse();
@@ -188,8 +188,17 @@ impl SandboxRequest {
 }
 
 /// A policy's name, or the policy itself as JSON.
-fn network_policy(value: &str) -> Result<PolicyRef, TaskError> {
+fn network_policy(value: &str, choice: PolicyChoice) -> Result<PolicyRef, TaskError> {
     let invalid = |e: &dyn std::fmt::Display| TaskError::Invalid(format!("annotation {NETWORK_POLICY}: {e}"));
+    match choice {
+        PolicyChoice::None => return Err(invalid(&"refused by egress.annotation in runtime.toml; omit it")),
+        PolicyChoice::Named if value.trim_start().starts_with('{') => {
+            return Err(invalid(
+                &"egress.annotation in runtime.toml allows only the name of one of the node's policies",
+            ));
+        }
+        PolicyChoice::Any | PolicyChoice::Named => {}
+    }
     if !value.trim_start().starts_with('{') {
         let name: PolicyName = value.parse().map_err(|e| invalid(&e))?;
         return Ok(PolicyRef::Named(name.to_string()));
@@ -244,7 +253,7 @@ fn allowed(path: &Path, dirs: &[PathBuf]) -> Result<PathBuf, TaskError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::{GvisorSettings, KATA};
+    use crate::settings::{EgressSettings, GvisorSettings, KATA};
     use serde_json::json;
 
     fn parse(key: &str, value: &str, settings: &Settings) -> Result<SandboxRequest, String> {
@@ -280,6 +289,27 @@ mod tests {
         ] {
             let error = ask(key, value, &none).unwrap_err();
             assert!(error.contains(expected), "{key}={value}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_operator_bounds_who_may_choose_a_network_policy() {
+        let asks = |value: &str, annotation: PolicyChoice| {
+            let settings = Settings { egress: EgressSettings { annotation }, ..Settings::default() };
+            parse(NETWORK_POLICY, value, &settings)
+        };
+        let inline = "{\"rules\": []}";
+        for (value, choice, good) in [
+            ("web", PolicyChoice::Any, true),
+            (inline, PolicyChoice::Any, true),
+            ("web", PolicyChoice::Named, true),
+            (inline, PolicyChoice::Named, false),
+            ("web", PolicyChoice::None, false),
+            (inline, PolicyChoice::None, false),
+        ] {
+            let asked = asks(value, choice);
+            assert_eq!(asked.is_ok(), good, "{value} {choice:?}");
+            assert!(asked.err().is_none_or(|error| error.contains("egress.annotation")));
         }
     }
 

@@ -35,6 +35,29 @@ pub struct Settings {
     pub attestation: AttestationSettings,
     /// The table `[secrets]`.
     pub secrets: SecretsSettings,
+    /// The table `[egress]`.
+    pub egress: EgressSettings,
+}
+
+/// The table `[egress]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EgressSettings {
+    /// What the annotation `creto.dev/network-policy` may say.
+    pub annotation: PolicyChoice,
+}
+
+/// How freely whoever may annotate a pod chooses where it connects to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PolicyChoice {
+    /// A policy's name, or a policy.
+    #[default]
+    Any,
+    /// The name of one of the node's policies.
+    Named,
+    /// Nothing: the agent's own policy holds.
+    None,
 }
 
 /// The table `[gvisor]`.
@@ -211,9 +234,9 @@ pub struct SecretsSettings {
 
 impl Default for Settings {
     fn default() -> Self {
-        let (gvisor, delegates, isolation, identity, attestation, secrets) = Default::default();
+        let (gvisor, delegates, isolation, identity, attestation, secrets, egress) = Default::default();
         let mut settings =
-            Self { backend: GVISOR.into(), gvisor, delegates, isolation, identity, attestation, secrets };
+            Self { backend: GVISOR.into(), gvisor, delegates, isolation, identity, attestation, secrets, egress };
         settings.know_kata();
         settings
     }
