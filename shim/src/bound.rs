@@ -1,13 +1,14 @@
 //! What a pod's sandbox is bound to as long as it lives: who it works for, its token and key, the chain of statements about
 //! it, and the record of what becomes of it. One owner: all of it is told and renewed from here.
 
+mod network;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use egress::policy::{DEFAULT_POLICY, Policies};
 use egress::protocol::{Fence, PolicyRef};
 use serde_json::{Value, json};
 use trust::attestation::predicate::{self, Launch, Sandbox};
@@ -19,16 +20,16 @@ use trust::id::AgentId;
 use trust::identity::workload::{self, Credential};
 use trust::identity::{Claim, Identity};
 
-use crate::attest::{self, Facts, Network};
+use crate::attest::{self, Facts};
 use crate::backend::Place;
 use crate::error::TaskError;
+use crate::paths;
 use crate::ports::Ports;
 use crate::request::SandboxRequest;
 use crate::run_dir::{self, Readers, RunDir};
 use crate::secrets::{Audience, SecretRef, Secrets};
 use crate::settings::{AttestationSettings, Settings};
 use crate::statements::{self, Statements};
-use crate::{fence, paths};
 
 /// After a renewal that failed.
 const AGAIN: Duration = Duration::from_secs(60);
@@ -118,8 +119,8 @@ impl Bound {
             TaskError::Rejected(error.to_string())
         })?;
         about.agent = identity.agent().map(|agent| agent.to_string().as_str().into());
-        let policy = asked.network_policy.clone().unwrap_or_else(|| default_policy(&identity));
-        let policy_digest = digest_of(&policy)?;
+        let policy = asked.network_policy.clone().unwrap_or_else(|| network::default_policy(&identity));
+        let policy_digest = network::digest_of(&policy)?;
         let audience = Audience { identity: &identity, sandbox: &sandbox };
         let secrets = Secrets::resolve(&asked.secrets, &settings.secrets, audience).await.inspect_err(|error| {
             let error = error.to_string().as_str().into(); // whoever tries out names is seen
@@ -259,62 +260,6 @@ impl Bound {
         Ok(vec![made, issued])
     }
 
-    /// The workload may run from here on, behind its fence: no fence, no first instruction. A new statement before, if the one
-    /// that was made in Create says something else.
-    pub async fn starts(self: &Arc<Self>, pid: i32) -> Result<(), TaskError> {
-        match attest::network(pid) {
-            // ctr --cni and nerdctl wire the network between Create and Start.
-            Network::Host if self.shares_network() => self.restate()?,
-            Network::Wired | Network::Host => {
-                let agent = self.agent().map(ToString::to_string);
-                let attestation = self.state().current.as_ref().map(|current| current.digest);
-                match fence::attach(&self.place, pid, agent, self.policy.clone(), attestation).await? {
-                    Some(fence) => {
-                        self.fenced(fence)?;
-                        fence::watch(self, self.place.clone());
-                    }
-                    None => {
-                        self.state().idle = true;
-                        self.restate()?;
-                    }
-                }
-            }
-            Network::Sealed(_) => self.restate()?,
-            Network::Gone => return Err(TaskError::NotFound(format!("the process of {}", self.place.group))),
-        }
-        self.record(vec![Event::SandboxStarted { pid: u32::try_from(pid).ok() }]);
-        Ok(())
-    }
-
-    /// This fence stands around the sandbox now.
-    pub fn fenced(&self, fence: Fence) -> Result<(), TaskError> {
-        {
-            let mut state = self.state();
-            state.policy = fence.policy;
-            state.fence = Some(fence);
-        }
-        self.restate()
-    }
-
-    /// Nothing of the sandbox's fence is left, if there was one.
-    pub async fn unfence(&self) {
-        if self.state().fence.take().is_some() {
-            let place = self.place.clone();
-            let _ = tokio::task::spawn_blocking(move || fence::detach(&place)).await; // it panics never
-        }
-    }
-
-    /// A new statement, if the current one says something else than what is.
-    fn restate(&self) -> Result<(), TaskError> {
-        let changed = {
-            let state = self.state();
-            let Some((_, pid)) = state.facts.as_ref() else { return Ok(()) }; // it has ended
-            let now = (state.standing(*pid), state.policy);
-            state.current.as_ref().is_none_or(|current| (current.fence.clone(), current.policy) != now)
-        };
-        if changed { self.updated() } else { Ok(()) }
-    }
-
     /// What is stated has changed, or is about to end: says it anew, signed.
     pub fn updated(&self) -> Result<(), TaskError> {
         let issued = self.issue()?;
@@ -446,37 +391,6 @@ impl Bound {
     pub fn record(&self, events: Vec<Event>) {
         self.ports.record.record_all(&self.about, events);
     }
-}
-
-impl State {
-    /// What holds the sandbox's packets.
-    fn standing(&self, pid: i32) -> Option<predicate::Fence> {
-        match attest::network(pid) {
-            Network::Sealed(sealed) => Some(sealed),
-            Network::Host => None,
-            Network::Wired if self.idle => Some(attest::sealed(pid)),
-            Network::Wired | Network::Gone => self
-                .fence
-                .as_ref()
-                .map(|fence| predicate::Fence { mechanism: "nftables".into(), digest: fence.ruleset }),
-        }
-    }
-}
-
-/// The policy that holds where no request names one: the agent's own of the node's policies, else the node's default for
-/// agents; of nobody, nothing passes.
-fn default_policy(identity: &Identity) -> PolicyRef {
-    match (identity.default_policy(), identity.agent()) {
-        (Some(name), _) => PolicyRef::Named(name.to_string()),
-        (None, Some(_)) => PolicyRef::Named(DEFAULT_POLICY.to_owned()),
-        (None, None) => PolicyRef::Inline(json!({"rules": []})),
-    }
-}
-
-/// No sandbox is made with a policy that nobody could enforce.
-fn digest_of(policy: &PolicyRef) -> Result<Digest, TaskError> {
-    let policy = Policies::new(paths::policies()).resolve(policy);
-    policy.map(|policy| policy.digest()).map_err(|e| TaskError::Invalid(format!("network policy: {e}")))
 }
 
 #[cfg(test)]

@@ -3,6 +3,9 @@
 //! What is to be enforced is kept on disk before it stands in the kernel, so that a daemon that is killed at any step finds it
 //! again; and it stands in the kernel, read back, before whoever asked hears of it. Anything that fails undoes what came before.
 
+mod answers;
+mod upkeep;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
@@ -13,22 +16,17 @@ use tokio::sync::{Mutex, MutexGuard, watch};
 use trust::audit::Event;
 use trust::digest::Digest;
 
-use super::fence::{Audit, Fences};
+use super::fence::Fences;
 use super::metrics::Metrics;
 use super::netns::{self, Network, Port};
-use super::nflog::Denied;
 use super::recorder::{Known, Recorder};
 use super::ruleset::Slot;
 use super::state::{Kept, State};
 use super::worker::{Worker, WorkerError};
-use crate::explain::explain;
-use crate::policy::{CompiledPolicy, Document, Flow, Policies, Policy, Rule, Target, Verdict};
-use crate::protocol::{
-    Attach, Code, Explain, Explained, Fence, Listed, OwnRule, OwnRuleId, PolicyRef, Refusal, Reloaded, SandboxKey,
-    Update,
-};
-use crate::worker::control::{Bind, Busy};
-use crate::worker::{Attempt, Outcome, authz};
+use crate::policy::{CompiledPolicy, Document, Policies, Policy, Rule};
+use crate::protocol::{Attach, Code, Fence, OwnRule, OwnRuleId, PolicyRef, Refusal, Reloaded, SandboxKey, Update};
+use crate::worker::authz;
+use crate::worker::control::Bind;
 
 /// The node's fenced sandboxes, and all that fences are made with.
 pub struct Sandboxes {
@@ -247,64 +245,6 @@ impl Sandboxes {
         Ok(fence)
     }
 
-    /// All fences.
-    pub async fn list(&self) -> Vec<Listed> {
-        let report = self.worker.report().await.unwrap_or_default();
-        let standing = self.standing.lock().await;
-        let listed = |(sandbox, Standing { kept, .. }): (&SandboxKey, &Standing)| {
-            let busy = report.busy.iter().find(|busy| busy.sandbox == *sandbox);
-            let Busy { flows, pending, .. } = busy.cloned().unwrap_or_else(|| Busy::none(sandbox));
-            Listed {
-                fence: kept.fence.clone(),
-                agent: kept.attach.agent.clone(),
-                policy: kept.attach.policy.clone(),
-                own_rules: own_ids(&kept.own_rules),
-                flows,
-                pending,
-            }
-        };
-        standing.iter().map(listed).collect()
-    }
-
-    /// What holds for a sandbox.
-    pub async fn get(&self, sandbox: &SandboxKey) -> Result<Document, Refusal> {
-        let standing = self.standing.lock().await;
-        standing.get(sandbox).map(|found| found.kept.policy.clone()).ok_or_else(|| no_such(sandbox))
-    }
-
-    /// What becomes of a flow, and why.
-    pub async fn explain(&self, asked: &Explain) -> Result<Explained, Refusal> {
-        let standing = self.standing.lock().await;
-        let found = standing.get(&asked.sandbox).ok_or_else(|| no_such(&asked.sandbox))?;
-        let Explain { destination, port, protocol, .. } = asked;
-        let explained =
-            explain(&found.policy, destination, *port, *protocol).map_err(|e| refused(Code::BadQuestion)(&e))?;
-        Ok(Explained { generation: found.kept.fence.generation, ..explained })
-    }
-
-    /// What the kernel has denied, with the reason that the policy gives for it.
-    pub async fn denied(&self, denied: Denied) -> Option<Attempt> {
-        let Denied { slot, to, port, protocol } = denied;
-        let standing = self.standing.lock().await;
-        let (sandbox, found) = standing.iter().find(|(_, found)| found.kept.slot() == Some(slot))?;
-        let decision = found.policy.check(&Flow { target: Target::Address(to), protocol, port });
-        let reason = match decision.verdict {
-            Verdict::Deny => decision.reason.to_string(),
-            Verdict::Allow | Verdict::RequireAuthz => {
-                "not by this way: a neighbour, the host, or no connection".to_owned()
-            }
-        };
-        Some(Attempt {
-            sandbox: sandbox.clone(),
-            destination: to.to_string(),
-            port,
-            protocol,
-            outcome: Outcome::Denied(reason),
-            rule: decision.rule.map(str::to_owned),
-            generation: found.kept.fence.generation,
-        })
-    }
-
     /// What was granted to a sandbox is asked for again.
     pub async fn revoke(&self, sandbox: &SandboxKey) -> Result<(), Refusal> {
         let standing = self.standing.lock().await;
@@ -346,80 +286,6 @@ impl Sandboxes {
     pub async fn watch(&self, sandbox: &SandboxKey) -> Result<watch::Receiver<Fence>, Refusal> {
         let standing = self.standing.lock().await;
         standing.get(sandbox).map(|found| found.changes.subscribe()).ok_or_else(|| no_such(sandbox))
-    }
-
-    /// After a daemon that was killed: what was kept stands again, never open in between, and what has no network any more is
-    /// swept. Where a policy cannot be read the one that was enforced goes on.
-    pub async fn recover(&self) -> Result<(), Refusal> {
-        let mut standing = self.standing.lock().await;
-        for kept in self.state.all().map_err(|e| refused(Code::State)(&e))? {
-            let kept = match kept {
-                Ok(kept) => kept,
-                Err((path, error)) => {
-                    tracing::error!(path = %path.display(), %error, "what was kept of a fence cannot be read: it stays as it is");
-                    continue;
-                }
-            };
-            let (sandbox, policy) = (kept.attach.sandbox.clone(), kept.policy.policy.clone());
-            let attestation = kept.attach.attestation.map(|digest| digest.to_string());
-            self.recorder.know(&sandbox, Known { agent: kept.attach.agent.clone(), attestation });
-            let changes = watch::Sender::new(kept.fence.clone());
-            standing
-                .insert(sandbox.clone(), Standing { kept: kept.clone(), policy: CompiledPolicy::new(policy), changes });
-            if !stands(&kept) {
-                self.take_down(&mut standing, &kept).await?;
-                tracing::info!(%sandbox, "its network is gone: swept");
-                continue;
-            }
-            self.compare(&mut standing, &sandbox);
-            self.worker.bind(bind(&kept)).await.map_err(silent)?;
-        }
-        for error in self.reload_all(&mut standing).await.errors {
-            tracing::error!(error, "policy");
-        }
-        self.metrics.standing(standing.len());
-        Ok(())
-    }
-
-    /// Compares all fences with what the kernel has, and sweeps those around nothing.
-    pub async fn audit(&self) {
-        let sandboxes: Vec<SandboxKey> = self.standing.lock().await.keys().cloned().collect();
-        for sandbox in sandboxes {
-            let mut standing = self.standing.lock().await; // let go between two, so that nobody waits for all
-            let Some(kept) = standing.get(&sandbox).map(|found| found.kept.clone()) else { continue };
-            if stands(&kept) {
-                self.compare(&mut standing, &sandbox);
-            } else if let Err(error) = self.take_down(&mut standing, &kept).await {
-                tracing::error!(%sandbox, %error, "its network is gone, and its fence cannot be swept");
-            }
-        }
-    }
-
-    /// Is it in the kernel as it was put there? If not it is put there again, loudly.
-    fn compare(&self, standing: &mut Standings, sandbox: &SandboxKey) {
-        let Some(found) = standing.get_mut(sandbox) else { return };
-        let ruleset = &found.kept.fence.ruleset;
-        let found_digest =
-            match found.kept.slot().map(|slot| self.fences.audit(slot, &found.kept.fence.interfaces, *ruleset)) {
-                Some(Ok(Audit::Intact)) => return,
-                Some(Ok(Audit::Tampered(now))) => Some(now.to_string()),
-                Some(Err(_)) | None => None,
-            };
-        self.metrics.tampered();
-        let mended = self.enforce(found.kept.clone(), &found.policy);
-        let error = match &mended {
-            Ok(_) => None,
-            Err(refusal) => Some(refusal.to_string()),
-        };
-        tracing::error!(%sandbox, expected = %ruleset, found = ?found_digest, ?error, "somebody has changed the rules around it");
-        let text = |text: &String| text.as_str().into();
-        let (expected, found_text, error) =
-            (ruleset.to_string().as_str().into(), found_digest.as_ref().map(text), error.as_ref().map(text));
-        self.recorder.record(sandbox, Event::FenceTampered { expected, found: found_text, error });
-        if let Ok(kept) = mended {
-            found.changes.send_replace(kept.fence.clone());
-            found.kept = kept;
-        }
     }
 
     /// The lowest one that no fence has, nor one in the kernel that nothing more is known of.

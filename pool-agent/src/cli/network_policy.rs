@@ -1,6 +1,8 @@
 //! `network-policy`: what sandboxes may connect to. Policies are files (`egress::policy` says what is in them); what holds for a
 //! running sandbox is asked of creto-egress, which also is told when a file has changed.
 
+mod change;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -8,11 +10,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use egress::client::{Client, ClientError, DEADLINE};
 use egress::policy::{
     self, Action, CompiledPolicy, DEFAULT_POLICY, Destination, Document, LoadError, Policies, Policy, PortRange,
-    Protocol, ReplaceError, Rule, Verdict, Warning, WrittenPort, WrittenRule,
+    Protocol, ReplaceError, Rule, Verdict, Warning,
 };
-use egress::protocol::{
-    Answer, Ask, Explain, Explained, Fence, Listed, OwnRule, OwnRuleId, PolicyRef, Reloaded, SandboxKey,
-};
+use egress::protocol::{Answer, Ask, Explain, Explained, Fence, Listed, PolicyRef, SandboxKey};
 use serde_json::json;
 use trust::id::PolicyName;
 
@@ -180,9 +180,9 @@ pub fn run(verb: Verb, root: &Root, out: &mut dyn Write) -> Result<(), PolicyErr
         Verb::List { sandboxes: false, json } => list(root, &policies, json, out),
         Verb::Get { of, json } => get(root, &policies, &of, json, out),
         Verb::Test(test) => self::test(root, &policies, &test, out),
-        Verb::AddRule(add) => add_rule(root, &policies, add, out),
-        Verb::RemoveRule { id, of } => remove_rule(root, &policies, &id, &of, out),
-        Verb::Reload => affected(root, out),
+        Verb::AddRule(add) => change::add_rule(root, &policies, add, out),
+        Verb::RemoveRule { id, of } => change::remove_rule(root, &policies, &id, &of, out),
+        Verb::Reload => change::affected(root, out),
         Verb::Revoke { sandbox_id, namespace } => {
             let of = Of { policy: None, sandbox_id: Some(sandbox_id.clone()), namespace };
             let sandbox = sandbox(root, &of)?.ok_or(PolicyError::NoSandbox(sandbox_id))?;
@@ -393,73 +393,6 @@ impl From<Over> for Protocol {
             Over::Tcp => Self::Tcp,
             Over::Udp => Self::Udp,
         }
-    }
-}
-
-fn add_rule(root: &Root, policies: &Policies, add: AddRule, out: &mut dyn Write) -> Result<(), PolicyError> {
-    let action = match add.action {
-        Does::Allow => "Allow",
-        Does::Deny => "Deny",
-        Does::RequireAuthz => "RequireAuthz",
-    };
-    let rule = WrittenRule {
-        id: add.id,
-        destination: Some(add.destination),
-        ports: Some(add.ports.into_iter().map(WrittenPort::Text).collect()).filter(|ports: &Vec<_>| !ports.is_empty()),
-        protocol: add.protocol.map(|over| if matches!(over, Over::Tcp) { "tcp" } else { "udp" }.to_owned()),
-        action: Some(action.to_owned()),
-        allow_special: add.allow_special.then_some(true),
-    };
-    if let Some(sandbox) = sandbox(root, &add.of)? {
-        let rule = serde_json::to_value(&rule).map_err(io::Error::from)?;
-        let fence = connect(root)?.fence(Ask::AddRule(OwnRule { sandbox: sandbox.clone(), rule }))?;
-        writeln!(out, "added for sandbox {sandbox}; generation {}", fence.generation)?;
-        return Ok(());
-    }
-    let name = named(&add.of)?;
-    let (rule, policy) = policies.replace(&name, |text| policy::add_rule(text, &rule))?;
-    writeln!(out, "added to policy {name}: rule {}", rule.id)?;
-    for warning in policy::lint(&policy).iter().filter(|warning| warning.rule == rule.id) {
-        writeln!(out, "warning: {warning}")?;
-    }
-    affected(root, out)
-}
-
-fn remove_rule(root: &Root, policies: &Policies, id: &str, of: &Of, out: &mut dyn Write) -> Result<(), PolicyError> {
-    if let Some(sandbox) = sandbox(root, of)? {
-        let id = id.strip_prefix("own/").unwrap_or(id).to_owned();
-        let fence = connect(root)?.fence(Ask::RemoveRule(OwnRuleId { sandbox: sandbox.clone(), id }))?;
-        writeln!(out, "removed for sandbox {sandbox}; generation {}", fence.generation)?;
-        return Ok(());
-    }
-    let name = named(of)?;
-    let (rule, _) = policies.replace(&name, |text| policy::remove_rule(text, id))?;
-    writeln!(out, "removed from policy {name}: {} {}", action_name(rule.action), rule.destination)?;
-    affected(root, out)
-}
-
-/// Tells the daemon, and then for whom the change holds now.
-fn affected(root: &Root, out: &mut dyn Write) -> Result<(), PolicyError> {
-    let told = connect(root).and_then(|mut daemon| daemon.ask(Ask::Reload));
-    match told {
-        Ok(Answer::Reloaded(Reloaded { changed, errors })) => {
-            match changed.as_slice() {
-                [] => writeln!(out, "no running sandbox is concerned")?,
-                all => {
-                    let all: Vec<_> = all.iter().map(ToString::to_string).collect();
-                    writeln!(out, "holds now for {}", all.join(", "))?;
-                }
-            }
-            for error in errors {
-                writeln!(out, "warning: {}", output::plain(&error))?;
-            }
-            Ok(())
-        }
-        Ok(other) => Err(PolicyError::Answer(format!("{other:?}"))),
-        Err(ClientError::Down { .. }) => {
-            Ok(writeln!(out, "creto-egress does not run: running sandboxes keep what they have until it does")?)
-        }
-        Err(error) => Err(error.into()),
     }
 }
 
