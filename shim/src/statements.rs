@@ -28,9 +28,13 @@ impl Statements {
     /// Of the sandbox with this directory, which need not be there.
     pub fn hold(dir: &Path) -> io::Result<Self> {
         loop {
-            fs::create_dir_all(dir)?;
+            // It may be pruned under our hands: between the two looks of `create_dir_all`, or before it is opened.
+            match fs::create_dir_all(dir) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_dir_or_gone(dir) => continue,
+                made => made?,
+            }
             let lives = match File::open(dir) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // pruned under our hands
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 opened => opened?,
             };
             lives.lock_shared()?;
@@ -87,7 +91,10 @@ fn prune(root: &Path, settings: &AttestationSettings, now: SystemTime) -> io::Re
     let mut removed = 0;
     for (n, (newest, namespace, dir)) in all.iter().enumerate() {
         let old = now.duration_since(*newest).is_ok_and(|age| age > settings.keep);
-        if (old || n >= settings.keep_most) && ended(dir)? {
+        if !old && n < settings.keep_most {
+            continue;
+        }
+        if let Some(_nobody_begins) = ended(dir)? {
             let id = dir.file_name().unwrap_or_default().to_string_lossy();
             let gone = root.join(format!("{GONE}{}-{id}", namespace.to_string_lossy()));
             fs::rename(dir, &gone).and_then(|()| fs::remove_dir_all(&gone))?;
@@ -97,11 +104,23 @@ fn prune(root: &Path, settings: &AttestationSettings, now: SystemTime) -> io::Re
     Ok(removed)
 }
 
-/// Whether no shim holds the sandbox's statements. One that begins to meanwhile finds its directory gone, and makes another.
-fn ended(dir: &Path) -> io::Result<bool> {
-    match File::open(dir)?.try_lock() {
-        Ok(()) => Ok(true),
-        Err(fs::TryLockError::WouldBlock) => Ok(false),
+fn is_dir_or_gone(path: &Path) -> bool {
+    match fs::metadata(path) {
+        Ok(there) => there.is_dir(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+/// Where no shim holds the sandbox's statements: what keeps any from beginning to. One that waits for it then finds its
+/// directory gone, and makes another.
+fn ended(dir: &Path) -> io::Result<Option<File>> {
+    let lives = match File::open(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None), // somebody else has pruned it
+        opened => opened?,
+    };
+    match lives.try_lock() {
+        Ok(()) => Ok(Some(lives)),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
         Err(fs::TryLockError::Error(error)) => Err(error),
     }
 }
