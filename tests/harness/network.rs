@@ -80,7 +80,8 @@ os.path.exists(path) and os.unlink(path)
 s = socket.socket(socket.AF_UNIX)
 s.bind(path)
 s.listen()
-os.dup2(s.fileno(), 3)
+s.fileno() == 3 or os.dup2(s.fileno(), 3)
+os.set_inheritable(3, True)
 os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))
 os.execv(sys.argv[1], sys.argv[1:])";
         let mut command = self.host.command("/usr/bin/python3");
