@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::Signal;
 
@@ -45,8 +46,15 @@ fn assert_nothing_left(node: &Path) {
     assert_eq!((namespaces(node), node.exists()), (Vec::new(), false), "{node:?}");
 }
 
+/// One at a time: each has a container of the same name in a containerd of its own, and cgroups are named by that.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[test]
 fn it_shows_the_sandbox_s_kernel_and_what_it_cost_and_leaves_nothing() {
+    let _alone = alone();
     let said = quickstart(&[]);
     assert!(said.text().contains("Starting gVisor...") && said.text().contains("/proc/version: Linux"), "{said:?}");
     assert!(said.stderr.contains(" ms"), "{said:?}");
@@ -62,6 +70,7 @@ fn it_shows_the_sandbox_s_kernel_and_what_it_cost_and_leaves_nothing() {
 
 #[test]
 fn it_shows_what_a_policy_lets_a_sandbox_reach_and_opens_more_of_it_without_a_restart() {
+    let _alone = alone();
     let said = quickstart(&[]);
     let text = said.text();
     let visits: Vec<&str> = text.lines().filter(|line| line.starts_with("  https://")).collect();
@@ -90,6 +99,7 @@ fn it_shows_what_a_policy_lets_a_sandbox_reach_and_opens_more_of_it_without_a_re
 
 #[test]
 fn it_leaves_nothing_when_it_is_interrupted() {
+    let _alone = alone();
     let running = start(&[]);
     running.wait_for("  https://open.example answered");
     running.signal(Signal::SIGINT);
@@ -100,6 +110,7 @@ fn it_leaves_nothing_when_it_is_interrupted() {
 
 #[test]
 fn a_node_that_is_kept_runs_until_it_is_stopped() {
+    let _alone = alone();
     let said = quickstart(&["--keep"]).ok();
     let stop = said.lines().find_map(|line| line.trim().strip_prefix("scripts/quickstart --stop "));
     let dir = PathBuf::from(stop.unwrap_or_else(|| panic!("{said:?}")));
@@ -111,6 +122,7 @@ fn a_node_that_is_kept_runs_until_it_is_stopped() {
 
 #[test]
 fn an_image_that_cannot_be_pulled_is_named_with_the_fix_and_leaves_nothing() {
+    let _alone = alone();
     let said = quickstart(&["localhost:1/no/such:image"]);
     assert_eq!(said.status, 1, "{said:?}");
     assert!(said.stderr.contains("localhost:1/no/such:image") && said.stderr.contains("fix: "), "{said:?}");
