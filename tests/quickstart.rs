@@ -104,7 +104,7 @@ fn it_leaves_nothing_when_it_is_interrupted() {
     running.wait_for("  https://open.example answered");
     running.signal(Signal::SIGINT);
     let said = running.finish_without_input();
-    assert_eq!(said.status, 130, "{said:?}");
+    assert!([130, 0].contains(&said.status), "{said:?}"); // 0: on a busy machine it may have come to its end meanwhile
     assert_nothing_left(&node(&said));
 }
 
