@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::protocol::{Answer, Ask, Attach, Fence, MAX_LINE, Question, Refusal, SandboxKey, VERSION};
+use crate::protocol::{Answer, Ask, Attach, Fence, MAX_LINE, Question, Refusal};
 
 /// How long an answer may take.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -50,8 +50,7 @@ impl Client {
     /// Asks, and waits for the answer. A refusal is an error.
     pub fn ask(&mut self, ask: Ask) -> Result<Answer, ClientError> {
         let no = |error: &dyn std::fmt::Display| ClientError::NoAnswer(error.to_string());
-        let mut line = serde_json::to_vec(&Question { version: VERSION, ask }).map_err(|e| no(&e))?;
-        line.push(b'\n');
+        let line = Question::line(ask).map_err(|e| no(&e))?;
         self.stream.get_mut().write_all(&line).map_err(|e| no(&e))?;
         self.next()
     }
@@ -75,19 +74,6 @@ impl Client {
             Answer::Done => Ok(()),
             other => Err(ClientError::NoAnswer(format!("{other:?} instead of done"))),
         }
-    }
-
-    /// The fence of a sandbox, now and then at each change, for as long as the daemon lives. Waits without a deadline.
-    pub fn watch(mut self, sandbox: SandboxKey) -> impl Iterator<Item = Result<Fence, ClientError>> {
-        let first = self.fence(Ask::Watch(sandbox));
-        let _ = self.stream.get_mut().set_read_timeout(None);
-        let rest = std::iter::from_fn(move || {
-            Some(self.next().and_then(|answer| match answer {
-                Answer::Fence(fence) => Ok(fence),
-                other => Err(ClientError::NoAnswer(format!("{other:?} instead of a fence"))),
-            }))
-        });
-        std::iter::once(first).chain(rest)
     }
 
     fn next(&mut self) -> Result<Answer, ClientError> {

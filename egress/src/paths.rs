@@ -1,9 +1,9 @@
-//! Where things are: below `CRETO_ROOT` as the shim and the CLI have it, else where Linux puts them.
+//! Where a node's things are: below `CRETO_ROOT`, else where Linux puts them. The shim and the client build on it.
 
 use std::path::{Path, PathBuf};
 
 /// The directories of one node.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
     run: PathBuf,
     lib: PathBuf,
@@ -17,6 +17,21 @@ impl Paths {
             Some(root) => Self { run: root.join("run"), lib: root.join("lib"), etc: root.join("etc") },
             None => Self { run: "/run/creto".into(), lib: "/var/lib/creto".into(), etc: "/etc/creto".into() },
         }
+    }
+
+    /// Volatile state.
+    pub fn run(&self) -> &Path {
+        &self.run
+    }
+
+    /// What outlives a reboot.
+    pub fn lib(&self) -> &Path {
+        &self.lib
+    }
+
+    /// What the operator writes.
+    pub fn etc(&self) -> &Path {
+        &self.etc
     }
 
     /// Where questions are asked.
@@ -42,11 +57,6 @@ impl Paths {
     /// The policies, a file each.
     pub fn policies(&self) -> PathBuf {
         self.etc.join("policies.d")
-    }
-
-    /// What outlives a reboot.
-    pub fn lib(&self) -> &Path {
-        &self.lib
     }
 
     /// Where the record waits for the ledger.

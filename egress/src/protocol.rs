@@ -41,6 +41,15 @@ pub struct Question {
     pub ask: Ask,
 }
 
+impl Question {
+    /// As it is sent.
+    pub fn line(ask: Ask) -> serde_json::Result<Vec<u8>> {
+        let mut line = serde_json::to_vec(&Self { version: VERSION, ask })?;
+        line.push(b'\n');
+        Ok(line)
+    }
+}
+
 /// What can be asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use egress::paths::Paths;
 use serde::Deserialize;
 use trust::id::{BadId, NodeId};
 
@@ -13,64 +14,57 @@ const HOSTNAME: &str = "/proc/sys/kernel/hostname";
 
 /// Where a node's things lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Root {
-    lib: PathBuf,
-    etc: PathBuf,
-    run: PathBuf,
-}
+pub struct Root(Paths);
 
 impl Root {
     /// Below `moved` (`lib`, `etc` and `run` in it), else where they are installed.
     pub fn new(moved: Option<&Path>) -> Self {
-        match moved {
-            Some(root) => Self { lib: root.join("lib"), etc: root.join("etc"), run: root.join("run") },
-            None => Self { lib: "/var/lib/creto".into(), etc: "/etc/creto".into(), run: "/run/creto".into() },
-        }
+        Self(Paths::new(moved))
     }
 
     /// What outlives a reboot, the keys among it.
     pub fn lib(&self) -> &Path {
-        &self.lib
+        self.0.lib()
     }
 
     /// The public keys, for everybody to read.
     pub fn jwks(&self) -> PathBuf {
-        self.lib.join("jwks.json")
+        self.0.lib().join("jwks.json")
     }
 
     /// The statements about sandboxes, by namespace and id.
     pub fn attestations(&self) -> PathBuf {
-        self.lib.join("attestations")
+        self.0.lib().join("attestations")
     }
 
     /// Audit records that wait for the ledger.
     pub fn spool(&self) -> PathBuf {
-        self.lib.join("spool")
+        self.0.spool()
     }
 
     /// The audit ledger.
     pub fn ledger(&self) -> PathBuf {
-        self.lib.join("audit.db")
+        self.0.lib().join("audit.db")
     }
 
     /// The node's agents, a file each.
     pub fn agents(&self) -> PathBuf {
-        self.etc.join("agents.d")
+        self.0.etc().join("agents.d")
     }
 
     /// The network policies, a file each.
     pub fn policies(&self) -> PathBuf {
-        self.etc.join("policies.d")
+        self.0.policies()
     }
 
     /// Where creto-egress answers.
     pub fn egress_socket(&self) -> PathBuf {
-        self.run.join("egress.sock")
+        self.0.socket()
     }
 
     /// The operator's settings.
     pub fn settings(&self) -> PathBuf {
-        self.etc.join("runtime.toml")
+        self.0.etc().join("runtime.toml")
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use egress::client::{Client, ClientError, DEADLINE};
-use egress::protocol::{Answer, Ask, Attach, Code, Fence, PolicyRef, Question, Refusal, SandboxKey, VERSION};
+use egress::protocol::{Answer, Ask, Attach, Code, Fence, PolicyRef, Question, Refusal, SandboxKey};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use trust::digest::Digest;
@@ -69,9 +69,7 @@ pub fn watch(bound: &Arc<Bound>, place: Place) {
 
 async fn follow(bound: &Weak<Bound>, place: &Place, socket: &Path) -> Result<(), Error> {
     let mut stream = BufReader::new(UnixStream::connect(socket).await?);
-    let mut question = serde_json::to_vec(&Question { version: VERSION, ask: Ask::Watch(key(place)) })?;
-    question.push(b'\n');
-    stream.write_all(&question).await?;
+    stream.write_all(&Question::line(Ask::Watch(key(place)))?).await?;
     let mut line = String::new();
     while stream.read_line(&mut line).await? > 0 {
         let Answer::Fence(fence) = serde_json::from_str(&line)? else {

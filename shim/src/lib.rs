@@ -84,11 +84,5 @@ fn version() {
 /// The whole chain of causes on one line: containerd shows it to the user as it is.
 #[expect(clippy::print_stderr, reason = "the only line a failing call prints")]
 fn report(error: &dyn std::error::Error) {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    eprintln!("containerd-shim-creto-v2: {line}");
+    eprintln!("containerd-shim-creto-v2: {}", trust::chain::chain(error));
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use egress::paths::Paths;
 use sha2::{Digest, Sha256};
 
 /// containerd's own directory for shim sockets; short, since a socket's path holds 107 bytes.
@@ -53,46 +54,39 @@ pub fn has_room(sandbox: &Path) -> bool {
     runsc_root(sandbox).join(format!("runsc-{}.sock", runsc_id(""))).as_os_str().len() <= SUN_PATH
 }
 
-/// Volatile state: `CRETO_ROOT/run`, else `/run/creto`.
+/// Where this node's things are.
+fn node() -> Paths {
+    Paths::new(std::env::var_os("CRETO_ROOT").as_deref().map(Path::new))
+}
+
+/// Volatile state.
 pub fn state_root() -> PathBuf {
-    match std::env::var_os("CRETO_ROOT") {
-        Some(root) => Path::new(&root).join("run"),
-        None => PathBuf::from("/run/creto"),
-    }
+    node().run().to_owned()
 }
 
-/// What outlives a reboot: `CRETO_ROOT/lib`, else `/var/lib/creto`.
+/// What outlives a reboot.
 pub fn lib_root() -> PathBuf {
-    match std::env::var_os("CRETO_ROOT") {
-        Some(root) => Path::new(&root).join("lib"),
-        None => PathBuf::from("/var/lib/creto"),
-    }
-}
-
-/// What the operator writes: `CRETO_ROOT/etc`, else `/etc/creto`.
-fn etc() -> PathBuf {
-    let root = std::env::var_os("CRETO_ROOT").map(|root| Path::new(&root).join("etc"));
-    root.unwrap_or_else(|| PathBuf::from("/etc/creto"))
+    node().lib().to_owned()
 }
 
 /// The operator's settings.
 pub fn settings() -> PathBuf {
-    etc().join("runtime.toml")
+    node().etc().join("runtime.toml")
 }
 
 /// The agents of the node, a file each.
 pub fn agents() -> PathBuf {
-    etc().join("agents.d")
+    node().etc().join("agents.d")
 }
 
 /// Where creto-egress answers.
 pub fn egress() -> PathBuf {
-    state_root().join("egress.sock")
+    node().socket()
 }
 
 /// The network policies of the node, a file each.
 pub fn policies() -> PathBuf {
-    etc().join("policies.d")
+    node().policies()
 }
 
 /// The directory that a sandbox sees as `/run/creto`.

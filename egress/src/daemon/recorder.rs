@@ -10,7 +10,7 @@ use trust::audit::{Audit, Event, Spool};
 use super::config::Events;
 use super::events::{Aggregate, Counted, about};
 use super::metrics::Metrics;
-use crate::protocol::SandboxKey;
+use crate::protocol::{Attach, SandboxKey};
 use crate::worker::Attempt;
 
 /// Where the record is kept, and what it has to know of sandboxes.
@@ -22,11 +22,11 @@ pub struct Recorder {
 
 /// What an attempt's record says of its sandbox.
 #[derive(Clone, Debug, Default)]
-pub struct Known {
+struct Known {
     /// For whom it works.
-    pub agent: Option<String>,
-    /// The current statement about it.
-    pub attestation: Option<String>,
+    agent: Option<String>,
+    /// The statement about it that was current when it was attached.
+    attestation: Option<String>,
 }
 
 impl Recorder {
@@ -36,8 +36,9 @@ impl Recorder {
     }
 
     /// What is known of a sandbox from now on.
-    pub fn know(&self, sandbox: &SandboxKey, known: Known) {
-        self.all().insert(sandbox.clone(), known);
+    pub fn know(&self, attach: &Attach) {
+        let attestation = attach.attestation.map(|digest| digest.to_string());
+        self.all().insert(attach.sandbox.clone(), Known { agent: attach.agent.clone(), attestation });
     }
 
     /// It is gone.

@@ -12,14 +12,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::Value;
-use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::sync::{Mutex, watch};
 use trust::audit::Event;
+use trust::chain::chain;
 use trust::digest::Digest;
 
 use super::fence::Fences;
 use super::metrics::Metrics;
 use super::netns::{self, Network, Port};
-use super::recorder::{Known, Recorder};
+use super::recorder::Recorder;
 use super::ruleset::Slot;
 use super::state::{Kept, State};
 use super::worker::{Worker, WorkerError};
@@ -111,8 +112,7 @@ impl Sandboxes {
             generation,
         };
         let kept = Kept { attach, own_rules: Vec::new(), policy: document(&policy), ports, fence };
-        let attestation = kept.attach.attestation.map(|digest| digest.to_string());
-        self.recorder.know(&sandbox, Known { agent: kept.attach.agent.clone(), attestation });
+        self.recorder.know(&kept.attach);
         let put_up = async {
             self.state.put(&kept).map_err(|e| refused(Code::State)(&e))?;
             self.worker.bind(bind(&kept)).await.map_err(silent)?; // a name that is asked for at once is known
@@ -216,7 +216,7 @@ impl Sandboxes {
         .await
     }
 
-    /// Changes what holds for a sandbox: in the kernel first, then in the worker. What is no longer permitted ends there.
+    /// Changes what a sandbox's policy is made of, and lets that hold.
     async fn change(
         &self,
         standing: &mut Standings,
@@ -227,6 +227,12 @@ impl Sandboxes {
         let mut kept = found.kept.clone();
         change(&mut kept)?;
         let policy = self.resolve(&kept.attach.policy, &kept.own_rules)?;
+        self.apply(found, kept, policy).await
+    }
+
+    /// Lets a policy hold for a sandbox: in the kernel first, then in the worker. What is no longer permitted ends there. All of
+    /// the fence is put anew: what somebody has changed of it by hand is not taken over.
+    async fn apply(&self, found: &mut Standing, mut kept: Kept, policy: CompiledPolicy) -> Result<Fence, Refusal> {
         let previous = kept.fence.policy;
         kept.policy = document(&policy);
         kept.fence.policy = policy.digest();
@@ -239,8 +245,8 @@ impl Sandboxes {
         found.changes.send_replace(fence.clone());
         let text = |digest: Digest| digest.to_string().as_str().into();
         let (generation, policy_digest) = (fence.generation, text(fence.policy));
-        self.recorder
-            .record(sandbox, Event::PolicyChanged { generation, policy_digest, previous: Some(text(previous)) });
+        let changed = Event::PolicyChanged { generation, policy_digest, previous: Some(text(previous)) };
+        self.recorder.record(&fence.sandbox, changed);
         told.map_err(silent)?; // names fail until there is a worker again, which then learns of it
         Ok(fence)
     }
@@ -264,18 +270,16 @@ impl Sandboxes {
         reloaded
     }
 
-    async fn reload_all(&self, standing: &mut MutexGuard<'_, Standings>) -> Reloaded {
+    async fn reload_all(&self, standing: &mut Standings) -> Reloaded {
         let mut reloaded = Reloaded::default();
-        let sandboxes: Vec<SandboxKey> = standing.keys().cloned().collect();
-        for sandbox in sandboxes {
-            let Some(Standing { kept, .. }) = standing.get(&sandbox) else { continue };
-            let changed = match self.resolve(&kept.attach.policy, &kept.own_rules) {
-                Ok(policy) if policy.digest() == kept.fence.policy => continue,
-                Ok(_) => self.change(standing, &sandbox, |_| Ok(())).await.map(drop),
+        for (sandbox, found) in standing {
+            let changed = match self.resolve(&found.kept.attach.policy, &found.kept.own_rules) {
+                Ok(policy) if policy.digest() == found.kept.fence.policy => continue,
+                Ok(policy) => self.apply(found, found.kept.clone(), policy).await.map(drop),
                 Err(refusal) => Err(refusal),
             };
             match changed {
-                Ok(()) => reloaded.changed.push(sandbox),
+                Ok(()) => reloaded.changed.push(sandbox.clone()),
                 Err(refusal) => reloaded.errors.push(format!("{sandbox} keeps the policy it has: {refusal}")),
             }
         }
@@ -349,17 +353,6 @@ fn look(attach: &Attach) -> Result<Vec<Port>, Refusal> {
 /// Whether what a fence was put around is still there; where that cannot be found out, it is.
 fn stands(kept: &Kept) -> bool {
     kept.ports.iter().any(|port| netns::stands(&port.interface).unwrap_or(true))
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }
 
 fn bind(kept: &Kept) -> Bind {

@@ -3,6 +3,7 @@
 //! Of the rules that match a flow (destination, protocol, port) the one with the most specific destination decides; where
 //! several have that destination, the strictest. Then the address has its say: see `special`.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -187,6 +188,16 @@ impl Decision<'_> {
 impl From<Policy> for CompiledPolicy {
     fn from(policy: Policy) -> Self {
         Self::new(policy)
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Allow => "Allow",
+            Self::Deny => "Deny",
+            Self::RequireAuthz => "RequireAuthz",
+        })
     }
 }
 

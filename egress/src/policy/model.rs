@@ -69,6 +69,22 @@ pub enum Action {
     Deny,
 }
 
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Self::Tcp { "tcp" } else { "udp" })
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Allow => "Allow",
+            Self::RequireAuthz => "RequireAuthz",
+            Self::Deny => "Deny",
+        })
+    }
+}
+
 /// A rule about addresses as the kernel needs it: of a list of these the first that matches decides, and where none does it
 /// is Deny. Equivalent to `check` of addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]

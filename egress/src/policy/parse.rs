@@ -264,8 +264,8 @@ pub(super) fn write(rule: &Rule, place: usize) -> WrittenRule {
         id: Some(rule.id.clone()).filter(|id| *id != place.to_string()),
         destination: Some(rule.destination.to_string()),
         ports: Some(rule.ports.iter().map(range).collect::<Vec<_>>()).filter(|ports| !ports.is_empty()),
-        protocol: rule.protocol.map(|protocol| if protocol == Protocol::Tcp { "tcp" } else { "udp" }.to_owned()),
-        action: Some(format!("{:?}", rule.action)),
+        protocol: rule.protocol.map(|protocol| protocol.to_string()),
+        action: Some(rule.action.to_string()),
         allow_special: rule.allow_special.then_some(true),
     }
 }

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use egress::client::{Client, ClientError, DEADLINE};
 use egress::policy::{
     self, Action, CompiledPolicy, DEFAULT_POLICY, Destination, Document, LoadError, Policies, Policy, PortRange,
-    Protocol, ReplaceError, Rule, Verdict, Warning,
+    Protocol, ReplaceError, Rule, Warning,
 };
 use egress::protocol::{Answer, Ask, Explain, Explained, Fence, Listed, PolicyRef, SandboxKey};
 use serde_json::json;
@@ -312,18 +312,9 @@ fn get(root: &Root, policies: &Policies, of: &Of, json: bool, out: &mut dyn Writ
             (None, Destination::Net(_)) => "any",
         };
         let special = if allow_special { "special addresses too" } else { "" };
-        let action = action_name(action);
-        vec![id, action.into(), destination.to_string(), ports, protocol.into(), special.into()]
+        vec![id, action.to_string(), destination.to_string(), ports, protocol.into(), special.into()]
     };
     Ok(output::table(out, &heading, policy.rules.into_iter().map(row))?)
-}
-
-fn action_name(action: Action) -> &'static str {
-    match action {
-        Action::Allow => "Allow",
-        Action::RequireAuthz => "RequireAuthz",
-        Action::Deny => "Deny",
-    }
 }
 
 /// `HOST`, `HOST:PORT`, `IP`, `IP:PORT`, `[IPv6]:PORT`.
@@ -370,11 +361,6 @@ fn test(root: &Root, policies: &Policies, asked: &Test, out: &mut dyn Write) -> 
         return Ok(output::json(out, &explained)?);
     }
     let Explained { verdict, rule, reason, generation, dns } = explained;
-    let verdict = match verdict {
-        Verdict::Allow => "Allow",
-        Verdict::Deny => "Deny",
-        Verdict::RequireAuthz => "RequireAuthz",
-    };
     writeln!(out, "{verdict}: {destination}:{port} by {of}")?;
     writeln!(out, "  rule        {}", output::plain(&output::or_dash(rule)))?;
     writeln!(out, "  reason      {}", output::plain(&reason))?;
@@ -385,6 +371,16 @@ fn test(root: &Root, policies: &Policies, asked: &Test, out: &mut dyn Write) -> 
         writeln!(out, "  DNS         {}", output::plain(&dns))?;
     }
     Ok(())
+}
+
+impl From<Does> for Action {
+    fn from(does: Does) -> Self {
+        match does {
+            Does::Allow => Self::Allow,
+            Does::Deny => Self::Deny,
+            Does::RequireAuthz => Self::RequireAuthz,
+        }
+    }
 }
 
 impl From<Over> for Protocol {

@@ -5,7 +5,6 @@ use trust::audit::Event;
 
 use super::{Code, Sandboxes, Standing, Standings, bind, refused, silent, stands};
 use crate::daemon::fence::Audit;
-use crate::daemon::recorder::Known;
 use crate::policy::CompiledPolicy;
 use crate::protocol::{Refusal, SandboxKey};
 
@@ -23,8 +22,7 @@ impl Sandboxes {
                 }
             };
             let (sandbox, policy) = (kept.attach.sandbox.clone(), kept.policy.policy.clone());
-            let attestation = kept.attach.attestation.map(|digest| digest.to_string());
-            self.recorder.know(&sandbox, Known { agent: kept.attach.agent.clone(), attestation });
+            self.recorder.know(&kept.attach);
             let changes = watch::Sender::new(kept.fence.clone());
             standing
                 .insert(sandbox.clone(), Standing { kept: kept.clone(), policy: CompiledPolicy::new(policy), changes });

@@ -3,25 +3,20 @@
 use std::io::{self, Write};
 
 use egress::client::ClientError;
-use egress::policy::{self, Policies, WrittenPort, WrittenRule};
+use egress::policy::{self, Action, Policies, Protocol, WrittenPort, WrittenRule};
 use egress::protocol::{Answer, Ask, OwnRule, OwnRuleId, Reloaded};
 
-use super::{AddRule, Does, Of, Over, PolicyError, action_name, connect, named, output, sandbox};
+use super::{AddRule, Of, PolicyError, connect, named, output, sandbox};
 use crate::node::Root;
 
 /// Adds a rule, to a policy's file or to one sandbox.
 pub(super) fn add_rule(root: &Root, policies: &Policies, add: AddRule, out: &mut dyn Write) -> Result<(), PolicyError> {
-    let action = match add.action {
-        Does::Allow => "Allow",
-        Does::Deny => "Deny",
-        Does::RequireAuthz => "RequireAuthz",
-    };
     let rule = WrittenRule {
         id: add.id,
         destination: Some(add.destination),
         ports: Some(add.ports.into_iter().map(WrittenPort::Text).collect()).filter(|ports: &Vec<_>| !ports.is_empty()),
-        protocol: add.protocol.map(|over| if matches!(over, Over::Tcp) { "tcp" } else { "udp" }.to_owned()),
-        action: Some(action.to_owned()),
+        protocol: add.protocol.map(|over| Protocol::from(over).to_string()),
+        action: Some(Action::from(add.action).to_string()),
         allow_special: add.allow_special.then_some(true),
     };
     if let Some(sandbox) = sandbox(root, &add.of)? {
@@ -55,7 +50,7 @@ pub(super) fn remove_rule(
     }
     let name = named(of)?;
     let (rule, _) = policies.replace(&name, |text| policy::remove_rule(text, id))?;
-    writeln!(out, "removed from policy {name}: {} {}", action_name(rule.action), rule.destination)?;
+    writeln!(out, "removed from policy {name}: {} {}", rule.action, rule.destination)?;
     affected(root, out)
 }
 
