@@ -279,6 +279,22 @@ fn only_its_owner_reads_the_ledger() {
 }
 
 #[test]
+fn many_that_make_a_ledger_at_once_make_one() {
+    for _ in 0..200 {
+        let dir = tempfile::tempdir().unwrap();
+        let start = std::sync::Barrier::new(8);
+        std::thread::scope(|all| {
+            for _ in 0..8 {
+                all.spawn(|| {
+                    start.wait();
+                    Ledger::open(&dir.path().join("audit.db"), "node-1").unwrap();
+                });
+            }
+        });
+    }
+}
+
+#[test]
 fn another_version_is_refused() {
     let node = Node::new();
     node.ledger.db.pragma_update(None, "user_version", 2).unwrap();
