@@ -22,6 +22,18 @@ fn forbidden() -> Value {
     json!(["tcp", "93.184.215.15", 443, "hello"])
 }
 
+/// What a client resolves once, to connect to as long as it lives.
+fn resolve(network: &Network) -> String {
+    let answer = network.probe("c", &[json!(["dns", "open.creto.net"])]).remove(0);
+    let address = answer["ok"].as_str().and_then(|found| found.strip_prefix("NOERROR 198."));
+    format!("198.{}", address.unwrap_or_else(|| panic!("{answer}")))
+}
+
+/// Whether that still leads there.
+fn leads_on(network: &Network, address: &str) -> bool {
+    network.probe("c", &[json!(["tls", address, "open.creto.net"])])[0].get("ok").is_some()
+}
+
 /// Whether each gets through.
 fn get_through(network: &Network) -> [bool; 3] {
     let answers = network.probe("c", &[by_name(), by_address(), forbidden()]);
@@ -34,11 +46,15 @@ fn the_fence_stands_without_the_daemon_and_names_come_back_with_it() {
     let netns = network.join(10);
     network.run_in(&netns, "c", "web");
     assert_eq!(get_through(&network), [true, true, false]);
+    let address = resolve(&network);
+    let kept = || fs::read_to_string(network.node.path("creto/run/egress/names.json")).unwrap_or_default();
+    wait_until("the name is kept", || kept().contains(&address)); // within a second: what a kill may cost
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
         network.stop_egress(signal);
         assert_eq!(get_through(&network), [false, true, false], "without it, by {signal}");
         network.start_egress();
-        wait_until("names again", || get_through(&network) == [true, true, false]);
+        wait_until("the remembered address again", || leads_on(&network, &address));
+        assert_eq!((get_through(&network), resolve(&network)), ([true, true, false], address.clone()));
     }
     // A service manager may have opened its socket.
     network.stop_egress(Signal::SIGTERM);
@@ -50,7 +66,8 @@ fn the_fence_stands_without_the_daemon_and_names_come_back_with_it() {
     });
     let worker = worker.expect("a worker");
     kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
-    wait_until("names by the next worker", || get_through(&network) == [true, true, false]);
+    wait_until("the remembered address by the next worker", || leads_on(&network, &address));
+    assert_eq!(get_through(&network), [true, true, false]);
     let status = network
         .node
         .processes("creto-egress")

@@ -62,7 +62,7 @@ fn dns(rules: usize, in_use: usize) -> Arc<Dns> {
     let bindings = Arc::new(Bindings::default());
     let binding = Arc::new(Binding { sandbox, agent: None, effective });
     bindings.put(&[IpAddr::V4(Ipv4Addr::LOCALHOST)], &binding);
-    let dns = Arc::new(Dns::new(bindings, Names::new(&settings), Arc::new(Unheard), settings));
+    let dns = Arc::new(Dns::new(bindings, Names::new(&settings, |_| ()), Arc::new(Unheard), settings));
     for n in 0..in_use {
         dns.answer(
             Ipv4Addr::LOCALHOST.into(),

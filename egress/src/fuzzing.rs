@@ -30,7 +30,7 @@ static DNS: LazyLock<(Dns, watch::Sender<Option<Arc<Effective>>>)> = LazyLock::n
     let bindings = Arc::new(Bindings::default());
     bindings.put(&[SANDBOX], &Arc::new(Binding { sandbox, agent: None, effective }));
     let settings = DnsSettings::default();
-    (Dns::new(bindings, Names::new(&settings), Arc::new(Silence), settings), sender)
+    (Dns::new(bindings, Names::new(&settings, |_| ()), Arc::new(Silence), settings), sender)
 });
 
 /// A DNS message: answered with one that fits every datagram and has the same number, or not at all.

@@ -44,6 +44,11 @@ impl Paths {
         self.run.join("egress/fences")
     }
 
+    /// Which synthetic addresses are in use.
+    pub fn names(&self) -> PathBuf {
+        self.run.join("egress/names.json")
+    }
+
     /// An empty directory, the worker's root.
     pub fn empty(&self) -> PathBuf {
         self.run.join("egress/empty")

@@ -2,13 +2,14 @@
 //! `worker`.
 //!
 //! Reading order: `run`, `server`, `sandboxes`, which tells how a fence is put up; what that stands on follows: `fence` (over the
-//! pure `ruleset` and `nf_tables`, and `netns`, `kernel` and `netlink` with effects), `state`, `worker`, `recorder`.
+//! pure `ruleset` and `nf_tables`, and `netns`, `kernel` and `netlink` with effects), `state`, `names`, `worker`, `recorder`.
 
 mod config;
 mod events;
 pub mod fence;
 pub mod kernel;
 mod metrics;
+mod names;
 pub mod netlink;
 pub mod netns;
 pub mod nf_tables;

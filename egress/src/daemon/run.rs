@@ -17,6 +17,7 @@ use trust::id::NodeId;
 use super::config::{Config, ConfigError};
 use super::fence::{FenceError, Fences};
 use super::metrics::{self, Metrics};
+use super::names::KeptNames;
 use super::nflog::Log;
 use super::recorder::Recorder;
 use super::ruleset::Settings as FenceSettings;
@@ -131,7 +132,8 @@ async fn serve(paths: Paths, config: Config, activated: Option<UnixListener>, de
     let log = doing(format!("listening to NFLOG group {LOG_GROUP}"), Log::open(LOG_GROUP))?;
     let program = doing("finding its own program", std::env::current_exe())?;
     let settings = config.worker_settings(&paths)?;
-    let worker = Worker::keep(Start { program, debug, settings, sockets }, tell.clone());
+    let names = KeptNames::open(paths.names());
+    let worker = Worker::keep(Start { program, debug, settings, sockets, names }, tell.clone());
     let policies = Policies::new(paths.policies());
     let sandboxes =
         Sandboxes::new(policies, state, fences, worker.clone(), recorder, metrics.clone(), config.authz.clone());
@@ -140,7 +142,7 @@ async fn serve(paths: Paths, config: Config, activated: Option<UnixListener>, de
 
     if let Some(address) = config.metrics {
         let reader = doing(format!("metrics at {address}"), TcpListener::bind(address).await)?;
-        tokio::spawn(metrics::serve(reader, metrics, worker));
+        tokio::spawn(metrics::serve(reader, metrics, worker.clone()));
     }
     listen_to_kernel(log, sandboxes.clone(), tell);
     tokio::spawn(server::serve(listener, sandboxes.clone()));
@@ -165,6 +167,7 @@ async fn serve(paths: Paths, config: Config, activated: Option<UnixListener>, de
             }
         }
     }
+    worker.end().await;
     tracing::info!("creto-egress ends; the fences stand, and names fail until it is back");
     Ok(())
 }

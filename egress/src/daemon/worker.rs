@@ -15,8 +15,9 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, interval, sleep_until, timeout};
 
+use super::names::KeptNames;
 use super::sockets::Sockets;
 use crate::protocol::SandboxKey;
 use crate::worker::Attempt;
@@ -30,6 +31,8 @@ const AGAIN: Duration = Duration::from_millis(50);
 const SLOWEST: Duration = Duration::from_secs(5);
 /// One that has served for so long has not failed to start.
 const SETTLED: Duration = Duration::from_secs(10);
+/// How often the names that changed are kept.
+const KEEP: Duration = Duration::from_secs(1);
 /// Orders that wait.
 const ORDERS: usize = 256;
 
@@ -43,6 +46,8 @@ pub struct Start {
     pub settings: Settings,
     /// What it listens on.
     pub sockets: Sockets,
+    /// Which synthetic addresses were in use before.
+    pub names: KeptNames,
 }
 
 /// Why an order was not carried out.
@@ -68,7 +73,7 @@ pub struct Report {
 /// The worker, whichever runs.
 #[derive(Clone)]
 pub struct Worker {
-    orders: mpsc::Sender<(Given, oneshot::Sender<Result<Report, WorkerError>>)>,
+    orders: mpsc::Sender<Asked>,
 }
 
 /// An order, before it has a number.
@@ -78,6 +83,12 @@ enum Given {
     Revoke(SandboxKey),
     Authz(Box<Setup>),
     Report,
+}
+
+/// What the keeper is asked.
+enum Asked {
+    Order(Given, oneshot::Sender<Result<Report, WorkerError>>),
+    End(oneshot::Sender<()>),
 }
 
 impl Worker {
@@ -114,10 +125,18 @@ impl Worker {
         self.order(Given::Report).await
     }
 
+    /// Keeps what the next daemon must know, and ends the worker.
+    pub async fn end(&self) {
+        let (done, ended) = oneshot::channel();
+        if self.orders.send(Asked::End(done)).await.is_ok() {
+            let _ = timeout(DEADLINE, ended).await; // one that is just starting may not be there to end
+        }
+    }
+
     async fn order(&self, given: Given) -> Result<Report, WorkerError> {
         let (done, answer) = oneshot::channel();
         let asked = async {
-            self.orders.send((given, done)).await.ok()?;
+            self.orders.send(Asked::Order(given, done)).await.ok()?;
             answer.await.ok()
         };
         timeout(DEADLINE, asked).await.ok().flatten().unwrap_or(Err(WorkerError::Silent))
@@ -139,8 +158,6 @@ struct Running {
     read: Lines<BufReader<OwnedReadHalf>>,
     since: Instant,
 }
-
-type Asked = (Given, oneshot::Sender<Result<Report, WorkerError>>);
 
 impl Keeper {
     async fn run(mut self, mut given: mpsc::Receiver<Asked>) {
@@ -194,6 +211,8 @@ impl Keeper {
                 Some(Ok(Notice::Ready)) => {}
                 other => return Err(io::Error::other(format!("it should be ready, and said {other:?}"))),
             }
+            let given = self.start.names.all();
+            send(&mut running.write, &Order::Names { number: 0, given }).await?;
             for bind in self.bound.values() {
                 let bind = Bind { number: 0, ..bind.clone() };
                 send(&mut running.write, &Order::Bind(bind)).await?;
@@ -207,11 +226,20 @@ impl Keeper {
 
     /// Until it ends, and says why; or nothing, where no more orders can come.
     async fn serve(&mut self, mut running: Running, given: &mut mpsc::Receiver<Asked>) -> Option<String> {
+        let mut keep = interval(KEEP);
         loop {
             let sent = tokio::select! {
-                order = given.recv() => {
-                    let (order, done) = order?;
-                    self.send(&mut running.write, order, done).await
+                order = given.recv() => match order? {
+                    Asked::Order(order, done) => self.send(&mut running.write, order, done).await,
+                    Asked::End(done) => {
+                        self.start.names.keep();
+                        let _ = done.send(()); // it may have stopped waiting
+                        return None;
+                    }
+                },
+                _ = keep.tick() => {
+                    self.start.names.keep();
+                    Ok(())
                 }
                 line = running.read.next_line() => match line {
                     Ok(Some(line)) => self.heard(&line),
@@ -242,6 +270,7 @@ impl Keeper {
             }
             Given::Unbind(sandbox) => {
                 self.bound.remove(&sandbox);
+                self.start.names.forget(&sandbox);
                 Order::Unbind { number, sandbox }
             }
             Given::Revoke(sandbox) => Order::Revoke { number, sandbox },
@@ -258,6 +287,10 @@ impl Keeper {
     fn heard(&mut self, line: &str) -> io::Result<()> {
         let (number, result) = match serde_json::from_str(line)? {
             Notice::Ready => return Ok(()),
+            Notice::Name(change) => {
+                self.start.names.change(change);
+                return Ok(());
+            }
             Notice::Acknowledged { number, error: None } => (number, Ok(Report::default())),
             Notice::Acknowledged { number, error: Some(error) } => (number, Err(WorkerError::Refused(error))),
             Notice::Report { number, metrics, busy } => (number, Ok(Report { metrics, busy })),

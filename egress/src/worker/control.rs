@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Attempt;
 use super::authz::setup::Setup;
-use super::dns::DnsSettings;
+use super::dns::{Change, DnsSettings, Given};
 use super::gate;
 use crate::policy::Document;
 use crate::protocol::SandboxKey;
@@ -36,6 +36,13 @@ pub struct Settings {
 pub enum Order {
     /// First of all, and once; its listening sockets come with it.
     Begin(Box<Settings>),
+    /// The synthetic addresses that were in use in the worker before it. Acknowledged.
+    Names {
+        /// Counts orders.
+        number: u64,
+        /// All of them.
+        given: Vec<Given>,
+    },
     /// A sandbox has another policy, or is new. Acknowledged.
     Bind(Bind),
     /// A sandbox is gone: its flows end. Acknowledged.
@@ -97,6 +104,8 @@ pub enum Notice {
         /// Why not.
         error: Option<String>,
     },
+    /// Another name has a synthetic address, or has none any more: for the next worker.
+    Name(Change),
     /// What sandboxes tried.
     Attempts {
         /// In order.

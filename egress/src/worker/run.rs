@@ -85,7 +85,13 @@ async fn serve(
 ) -> Result<(), WorkerFailed> {
     let attempts: Arc<dyn Attempts> = Arc::new(Teller { notices: notices.clone() });
     let bindings = Arc::new(Bindings::default());
-    let names = Names::new(&settings.dns);
+    let names = Names::new(&settings.dns, {
+        let notices = notices.clone();
+        move |change| {
+            // No room: after a restart the name has another address. `Full` cannot be waited for under the names' lock.
+            let _ = notices.try_send(Told::Notice(Notice::Name(change)));
+        }
+    });
     let dns = Arc::new(Dns::new(bindings.clone(), names.clone(), attempts.clone(), settings.dns.clone()));
     let authz = Authz::new();
     if let Err(error) = authz.set_up(settings.authz) {
@@ -104,7 +110,8 @@ async fn serve(
         metrics: gate_metrics,
         original_destination: Box::new(gate::original_destination),
     });
-    let mut sandboxes = Sandboxes { bindings, dns: dns.clone(), authz, gate: gate.clone(), all: HashMap::new() };
+    let mut sandboxes =
+        Sandboxes { bindings, dns: dns.clone(), names: names.clone(), authz, gate: gate.clone(), all: HashMap::new() };
     let registry = metrics::registry(&gate.metrics, dns.clone(), names);
 
     let mut serving = JoinSet::new();
@@ -131,6 +138,7 @@ async fn serve(
 struct Sandboxes {
     bindings: Arc<Bindings>,
     dns: Arc<Dns>,
+    names: Arc<Names>,
     authz: Authz,
     gate: Arc<TheGate>,
     all: HashMap<SandboxKey, Known>,
@@ -148,6 +156,10 @@ impl Sandboxes {
     fn carry_out(&mut self, order: Order, registry: &Registry) -> Notice {
         match order {
             Order::Begin(_) => Notice::Acknowledged { number: 0, error: Some("it has begun".into()) },
+            Order::Names { number, given } => {
+                self.names.restore(&given);
+                Notice::Acknowledged { number, error: None }
+            }
             Order::Bind(bind) => {
                 let number = bind.number;
                 self.bind(bind);

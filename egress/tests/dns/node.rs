@@ -116,7 +116,7 @@ impl Node {
             bindings.put(&[IpAddr::V4(address)], &binding);
             policies.push(sender);
         }
-        let (names, told) = (Names::new(&settings), Arc::new(Told::default()));
+        let (names, told) = (Names::new(&settings, |_| ()), Arc::new(Told::default()));
         let dns = Arc::new(Dns::new(bindings, names.clone(), told.clone(), settings));
         let port = udp.local_addr().unwrap().port();
         let serving = tokio::spawn(serve(dns.clone(), Sockets { udp: vec![udp], tcp: vec![tcp] })).abort_handle();

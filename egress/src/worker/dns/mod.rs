@@ -28,7 +28,7 @@ pub use counters::Counters;
 pub use names::{HeldName, Names};
 pub use server::{Sockets, serve};
 pub use settings::{DeniedAs, DnsSettings, Limits, Server, TcpSettings, Transport, UpstreamSettings};
-pub use synthetic::Given;
+pub use synthetic::{Change, Given};
 pub use upstream::{BadUpstream, ResolveError, Resolved, Upstream};
 
 use self::answer::{Answer, Judged, Refusal, judge};

@@ -1,18 +1,26 @@
 //! The synthetic addresses as the DNS and the gate share them: `synthetic` with a lock and a clock.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::settings::DnsSettings;
-use super::synthetic::{ADDRESSES, Given, Lease, NoAddress, Rules, Synthetic};
+use super::synthetic::{ADDRESSES, Change, Given, Lease, NoAddress, Rules, Synthetic};
 use crate::policy::Fqdn;
 use crate::protocol::SandboxKey;
 
 /// Which synthetic address stands for which name. No call waits for anything but another such call.
-#[derive(Debug)]
 pub struct Names {
     synthetic: Mutex<Synthetic>,
+    /// Hears of each change, under the lock and so in order: it must not wait.
+    tell: Box<dyn Fn(Change) + Send + Sync>,
+}
+
+impl fmt::Debug for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Names").field("synthetic", &self.synthetic).finish_non_exhaustive()
+    }
 }
 
 /// A name that a flow goes to. As long as this lives, its address stands for it.
@@ -24,8 +32,9 @@ pub struct HeldName {
 }
 
 impl Names {
-    /// None in use. Where in the range giving begins is left to chance.
-    pub fn new(settings: &DnsSettings) -> Arc<Self> {
+    /// None in use. Where in the range giving begins is left to chance. What the next worker must know is told to `tell`,
+    /// which must not wait for anything.
+    pub fn new(settings: &DnsSettings, tell: impl Fn(Change) + Send + Sync + 'static) -> Arc<Self> {
         let rules = Rules {
             hold: settings.hold(),
             rest: Duration::from_secs(u64::from(settings.rest_seconds)),
@@ -35,29 +44,24 @@ impl Names {
         };
         // A hasher's keys are random; what is wanted here need not be a secret.
         let start = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), ()) as u32;
-        Arc::new(Self { synthetic: Mutex::new(Synthetic::new(rules, start)) })
+        Arc::new(Self { synthetic: Mutex::new(Synthetic::new(rules, start)), tell: Box::new(tell) })
     }
 
     /// The name that a synthetic address stands for to a sandbox, held for a flow; none for an address of another sandbox, or
     /// one that is not in use any more.
     pub fn hold(self: &Arc<Self>, sandbox: &SandboxKey, address: Ipv4Addr) -> Option<HeldName> {
-        let (name, lease) = self.lock().hold(sandbox, address, Instant::now())?;
+        let (name, lease) = self.with(|synthetic| synthetic.hold(sandbox, address, Instant::now()))?;
         Some(HeldName { names: self.clone(), name, lease: Some(lease) })
     }
 
     /// Takes all addresses of a sandbox from it. Call it once the sandbox is removed from the bindings.
     pub fn forget(&self, sandbox: &SandboxKey) {
-        self.lock().forget(sandbox, Instant::now());
-    }
-
-    /// What is in use, for the worker that comes after this one.
-    pub fn given(&self) -> Vec<Given> {
-        self.lock().given(Instant::now())
+        self.with(|synthetic| synthetic.forget(sandbox, Instant::now()));
     }
 
     /// Takes over what was in use in the worker before this one.
     pub fn restore(&self, given: &[Given]) {
-        self.lock().restore(given, Instant::now());
+        self.with(|synthetic| synthetic.restore(given, Instant::now()));
     }
 
     /// How many addresses are in use.
@@ -67,12 +71,20 @@ impl Names {
 
     /// The address of a name for a sandbox.
     pub(super) fn give(&self, sandbox: &SandboxKey, name: &Fqdn) -> Result<Ipv4Addr, NoAddress> {
-        self.lock().give(sandbox, name, Instant::now())
+        self.with(|synthetic| synthetic.give(sandbox, name, Instant::now()))
     }
 
     /// The name of an address, without holding it.
     pub(super) fn find(&self, sandbox: &SandboxKey, address: Ipv4Addr) -> Option<Arc<Fqdn>> {
-        self.lock().find(sandbox, address, Instant::now())
+        self.with(|synthetic| synthetic.find(sandbox, address, Instant::now()))
+    }
+
+    /// Does it and tells what it changed.
+    fn with<T>(&self, does: impl FnOnce(&mut Synthetic) -> T) -> T {
+        let mut synthetic = self.lock();
+        let done = does(&mut synthetic);
+        synthetic.changes().into_iter().for_each(&self.tell);
+        done
     }
 
     fn lock(&self) -> MutexGuard<'_, Synthetic> {
@@ -96,7 +108,7 @@ impl AsRef<Fqdn> for HeldName {
 impl Drop for HeldName {
     fn drop(&mut self) {
         if let Some(lease) = self.lease.take() {
-            self.names.lock().release(lease, Instant::now());
+            self.names.with(|synthetic| synthetic.release(lease, Instant::now()));
         }
     }
 }
@@ -107,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_name_is_held_by_each_of_its_flows_until_that_flow_ends() {
-        let names = Names::new(&DnsSettings::default());
+        let names = Names::new(&DnsSettings::default(), |_| ());
         let sandbox = SandboxKey { namespace: "default".to_owned(), id: "a".to_owned() };
         let name = Fqdn::parse("api.example.com").unwrap();
         let address = names.give(&sandbox, &name).unwrap();

@@ -62,6 +62,16 @@ pub struct Given {
     pub address: Ipv4Addr,
 }
 
+/// What the next worker must know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Change {
+    /// An address stands for a name.
+    Given(Given),
+    /// It stands for none any more.
+    Freed(Ipv4Addr),
+}
+
 /// That a flow holds an address; given back by `release`.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Lease {
@@ -86,6 +96,8 @@ pub struct Synthetic {
     /// Given before the walk came to them.
     ahead: HashSet<u32>,
     serial: u64,
+    /// Since they were last taken.
+    changes: Vec<Change>,
 }
 
 #[derive(Debug)]
@@ -121,6 +133,7 @@ impl Synthetic {
             walked: 0,
             ahead: HashSet::new(),
             serial: 0,
+            changes: Vec::new(),
         }
     }
 
@@ -182,18 +195,13 @@ impl Synthetic {
         for place in self.holders.remove(sandbox).map(|holder| holder.places).unwrap_or_default().into_values() {
             self.taken.remove(&place);
             self.resting.push_back((now, place));
+            self.changes.push(Change::Freed(address(place)));
         }
     }
 
-    /// Those in use.
-    pub fn given(&mut self, now: Instant) -> Vec<Given> {
-        self.reclaim(now);
-        let given = |(place, taken): (&u32, &Taken)| Given {
-            sandbox: taken.sandbox.clone(),
-            name: Fqdn::clone(&taken.name),
-            address: address(*place),
-        };
-        self.taken.iter().map(given).collect()
+    /// What has changed since this was last asked, in order.
+    pub fn changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
     }
 
     /// Takes over what was in use before; what contradicts what is known already is left out.
@@ -221,6 +229,8 @@ impl Synthetic {
 
     fn take(&mut self, place: u32, sandbox: &SandboxKey, name: &Fqdn, now: Instant) {
         self.serial += 1;
+        let given = Given { sandbox: sandbox.clone(), name: name.clone(), address: address(place) };
+        self.changes.push(Change::Given(given));
         let (name, until, serial) = (Arc::new(name.clone()), now + self.rules.hold, self.serial);
         self.holders.entry(sandbox.clone()).or_default().places.insert(name.clone(), place);
         self.taken.insert(place, Taken { sandbox: sandbox.clone(), name, until, flows: 0, queued: true, serial });
@@ -257,6 +267,7 @@ impl Synthetic {
             }
             if let Some(Taken { sandbox, name, .. }) = self.taken.remove(&place) {
                 self.resting.push_back((now, place));
+                self.changes.push(Change::Freed(address(place)));
                 if let Some(holder) = self.holders.get_mut(&sandbox) {
                     holder.places.remove(&name);
                     if holder.places.is_empty() && holder.new_names.is_full(now) {

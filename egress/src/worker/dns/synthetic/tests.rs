@@ -52,6 +52,15 @@ struct Known {
     forgotten: Option<Instant>,
 }
 
+fn keep(kept: &mut HashMap<Ipv4Addr, Given>, changes: Vec<Change>) {
+    for change in changes {
+        match change {
+            Change::Given(given) => kept.insert(given.address, given),
+            Change::Freed(address) => kept.remove(&address),
+        };
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
@@ -65,6 +74,7 @@ proptest! {
         let mut pool = Synthetic::new(rules(9, 4), start);
         let mut model: HashMap<Ipv4Addr, Known> = HashMap::new();
         let mut leases: Vec<(Ipv4Addr, u8, Lease)> = Vec::new();
+        let mut kept: HashMap<Ipv4Addr, Given> = HashMap::new(); // by whoever starts the next worker
         for step in steps {
             match step {
                 Step::Give(s, n) => {
@@ -124,7 +134,9 @@ proptest! {
                 Step::Wait(seconds) => now += Duration::from_secs(seconds),
                 Step::Restart => {
                     // Flows end with the worker; the addresses in use go on, and count as used now.
-                    let given = pool.given(now);
+                    pool.reclaim(now);
+                    keep(&mut kept, pool.changes());
+                    let given: Vec<_> = kept.values().cloned().collect();
                     let mut next = Synthetic::new(rules(9, 4), start.wrapping_add(5));
                     next.restore(&given, now);
                     prop_assert_eq!(next.in_use(), pool.in_use());
@@ -135,6 +147,7 @@ proptest! {
                 }
             }
             prop_assert!(pool.due.len() <= 9 * 20, "the queue grows with use");
+            keep(&mut kept, pool.changes());
         }
     }
 }
