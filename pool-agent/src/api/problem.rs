@@ -1,0 +1,88 @@
+//! Errors as the API tells them: RFC 9457 problem details. The one place where an error becomes an HTTP status.
+
+use std::fmt;
+
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+/// Before the code of a problem, to make its `type`.
+pub const TYPES: &str = "https://creto.dev/problems/";
+
+/// A problem. Programs branch on `code`; people read `detail` and `hint`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// `https://creto.dev/problems/` and the code.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What the status means.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// A word that stays the same from version to version.
+    pub code: String,
+    /// What went wrong, this time.
+    pub detail: String,
+    /// What to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl Problem {
+    /// With this status; `code` never changes its meaning.
+    pub fn new(status: StatusCode, code: &str, detail: impl fmt::Display) -> Self {
+        Self {
+            kind: format!("{TYPES}{code}"),
+            title: status.canonical_reason().unwrap_or("Error").to_owned(),
+            status: status.as_u16(),
+            code: code.to_owned(),
+            detail: detail.to_string(),
+            hint: None,
+        }
+    }
+
+    /// And what to do about it.
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail)?;
+        match &self.hint {
+            Some(hint) => write!(f, "\n{hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_vec(&self).unwrap_or_default(); // strings and a number: it does not fail
+        let kind = [(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"))];
+        (status, kind, body).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_is_told_as_the_rfc_has_it() {
+        let problem = Problem::new(StatusCode::NOT_FOUND, "pool-not-found", "there is no pool \"a\"").hint("make it");
+        let json = serde_json::to_value(&problem).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({
+                "type": "https://creto.dev/problems/pool-not-found", "title": "Not Found", "status": 404,
+                "code": "pool-not-found", "detail": "there is no pool \"a\"", "hint": "make it"
+            })
+        );
+        let response = problem.into_response();
+        assert_eq!((response.status().as_u16(), &response.headers()[CONTENT_TYPE]), (404, &HeaderValue::from_static("application/problem+json")));
+    }
+}
