@@ -43,8 +43,8 @@ pub struct Settings {
     pub pull_within: Duration,
     /// How long making, starting and removing a task may take, each.
     pub task_within: Duration,
-    /// How long an undo tries, where containerd has gone away.
-    pub undo_within: Duration,
+    /// How long a removal, and so an undo, waits for a containerd that has gone away.
+    pub away_within: Duration,
 }
 
 impl Default for Settings {
@@ -58,7 +58,7 @@ impl Default for Settings {
             registry_hosts: Some("/etc/containerd/certs.d".into()),
             pull_within: Duration::from_secs(600),
             task_within: Duration::from_secs(60),
-            undo_within: Duration::from_secs(10),
+            away_within: Duration::from_secs(10),
         }
     }
 }
@@ -231,7 +231,7 @@ impl Containers for Containerd {
     }
 
     async fn delete(&self, id: &str) -> Result<(), ContainersError> {
-        self.delete_all_of(id).await
+        self.delete_patiently(id).await
     }
 
     async fn list(&self, label: Option<(&str, &str)>) -> Result<Vec<Container>, ContainersError> {

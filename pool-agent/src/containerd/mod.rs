@@ -86,7 +86,8 @@ pub trait Containers: Send + Sync {
     /// Waits for the task's end. Where containerd goes away meanwhile, it is [`ContainersError::Unavailable`]: ask again.
     async fn wait(&self, id: &str) -> Result<Exit, ContainersError>;
 
-    /// Removes task, container and snapshot, by force. What is gone already is no error.
+    /// Removes task, container and snapshot, by force. What is gone already is no error; a containerd that has gone away is waited for,
+    /// for a while.
     async fn delete(&self, id: &str) -> Result<(), ContainersError>;
 
     /// The agent's containers, with this label (a key and a value) where one is given.

@@ -25,7 +25,7 @@ use super::{Container, Containerd, ContainersError, Exit, MANAGED, NewContainer,
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 /// Between two looks whether a task has gone.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Between two tries of an undo, while containerd is away.
+/// Between two tries, while containerd is away.
 const AWAY: Duration = Duration::from_millis(250);
 /// SIGKILL, which has the same number everywhere.
 const KILL: i32 = 9;
@@ -52,8 +52,10 @@ impl Containerd {
             self.task(&new, mounts, lease).await
         }
         .await;
-        if let Err(error) = &made {
-            self.undo(&id, error).await;
+        if let Err(why) = &made
+            && let Err(error) = self.delete_patiently(&id).await
+        {
+            tracing::error!(id, %error, %why, "what was made before the failure is left; it goes when the container is deleted");
         }
         made
     }
@@ -131,17 +133,13 @@ impl Containerd {
         Ok(made.into_inner().pid)
     }
 
-    /// Removes what a failed creation has left, also where containerd is away for a while.
-    async fn undo(&self, id: &str, why: &ContainersError) {
-        let end = Instant::now() + self.settings.undo_within;
+    /// [`Self::delete_all_of`], also where containerd is away for a while: what is to be removed must not be left for that.
+    pub(super) async fn delete_patiently(&self, id: &str) -> Result<(), ContainersError> {
+        let end = Instant::now() + self.settings.away_within;
         loop {
             match self.delete_all_of(id).await {
-                Ok(()) => return,
                 Err(error) if error.is_unavailable() && Instant::now() < end => sleep(AWAY).await,
-                Err(error) => {
-                    tracing::error!(id, %error, %why, "what was made before the failure is left; it goes when the container is deleted");
-                    return;
-                }
+                other => return other,
             }
         }
     }
@@ -169,7 +167,7 @@ impl Containerd {
     }
 
     /// Task, container, snapshot, in this order. Its deadline is the task's: the rest is quick.
-    pub(super) async fn delete_all_of(&self, id: &str) -> Result<(), ContainersError> {
+    async fn delete_all_of(&self, id: &str) -> Result<(), ContainersError> {
         self.delete_task(id).await?;
         let doing = format!("deleting container {id}");
         let request = self.request(DeleteContainerRequest { id: id.to_owned() }, BOOKS);
