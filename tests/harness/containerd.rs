@@ -135,6 +135,19 @@ impl Node {
         }
     }
 
+    /// Kills containerd as a lack of memory would; the tasks run on.
+    pub fn kill_containerd(&self) {
+        if let Some(mut daemon) = self.daemon.lock().unwrap().take() {
+            daemon.kill().unwrap();
+            daemon.wait().unwrap();
+        }
+    }
+
+    /// The snapshotter that its images are unpacked for.
+    pub fn snapshotter(&self) -> &'static str {
+        self.snapshotter
+    }
+
     /// A program in the node's network namespace; its mounts are the host's.
     fn command(&self, program: &Path) -> Command {
         match &self.setup.netns {

@@ -1,6 +1,7 @@
 //! Real parts for the tests: a private containerd per test, driven by that version's own `ctr`, over a real runsc.
 //! Reading order: `containerd` (the node that a test asks for), then what it is made of.
 
+pub mod agent;
 pub mod cli;
 pub mod containerd;
 pub mod events;
@@ -13,6 +14,7 @@ pub mod network;
 pub mod nhi;
 pub mod parts;
 pub mod process;
+pub mod registry;
 pub mod terminal;
 pub mod trust;
 pub mod wire;

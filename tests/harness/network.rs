@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 
@@ -223,19 +223,16 @@ fn probe() -> &'static Path {
 
 /// The host's Python, read-only, in an image that has none.
 fn probe_mounts() -> Vec<String> {
+    let option = |(from, to): (PathBuf, &str)| format!("type=bind,src={},dst={to},options=rbind:ro", from.display());
+    probe_files().into_iter().flat_map(|file| ["--mount".to_owned(), option(file)]).collect()
+}
+
+/// What of the host the probe needs, and where.
+pub fn probe_files() -> Vec<(PathBuf, &'static str)> {
     let python = Command::new("/usr/bin/python3").arg("--version").output();
     assert!(python.is_ok_and(|output| output.status.success()), "python3 is not installed: run scripts/setup system");
-    let mut options = Vec::new();
-    let mut mount = |from: &Path, to: &str| {
-        let kind = format!("type=bind,src={},dst={to},options=rbind:ro", from.display());
-        options.extend(["--mount".to_owned(), kind]);
-    };
-    mount(Path::new("/usr"), "/usr");
-    for link in ["/lib", "/lib64"] {
-        if let Ok(real) = fs::canonicalize(link) {
-            mount(&real, link);
-        }
-    }
-    mount(probe(), "/probe.py");
-    options
+    let mut files = vec![(PathBuf::from("/usr"), "/usr")];
+    files.extend(["/lib", "/lib64"].into_iter().filter_map(|link| Some((fs::canonicalize(link).ok()?, link))));
+    files.push((probe().to_owned(), "/probe.py"));
+    files
 }

@@ -81,6 +81,11 @@ pub fn busybox() -> PathBuf {
     part_dir("busybox").join("bin/busybox")
 }
 
+/// The distribution project's registry.
+pub fn registry() -> PathBuf {
+    part_dir("registry").join("bin/docker-registry")
+}
+
 /// sigstore's verifier.
 pub fn cosign() -> PathBuf {
     part_dir("cosign").join("bin/cosign")
