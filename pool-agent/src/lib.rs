@@ -10,4 +10,5 @@ pub mod cli;
 pub mod agents;
 pub mod node;
 pub mod record;
+pub mod shim;
 pub mod statements;
