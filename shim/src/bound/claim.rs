@@ -309,9 +309,10 @@ impl Bound {
         let State { bond, asked_policy, policy, fence, claim, .. } = &mut *state;
         (*bond, *asked_policy, *policy, *fence) = (before.bond, before.policy, before.digest, before.fence);
         *claim = Standing::Spoilt(spoilt);
-        let emptied = state.dirs.values().map(|dir| dir.clear().and_then(|()| dir.remove(run_dir::ATTESTATION)));
         // Each, whatever becomes of the others.
-        emptied.fold(true, |all, one| one.inspect_err(|error| tracing::error!(%error, "emptying /run/creto")).is_ok() && all)
+        let emptied = state.dirs.values().flat_map(|dir| [dir.clear(), dir.remove(run_dir::ATTESTATION)]);
+        let failed = emptied.filter_map(Result::err).inspect(|error| tracing::error!(%error, "emptying /run/creto"));
+        failed.count() == 0
     }
 }
 

@@ -137,7 +137,7 @@ async fn a_claim_replaces_all_that_the_sandbox_was_and_is_answered_the_same_agai
     for wired in [false, true] {
         let world = World::waiting(wired).await;
         let (first, before) = (world.bound.stand().unwrap(), world.inside());
-        assert_eq!(world.names(), [ATTESTATION, KEY, TOKEN]);
+        assert_eq!(world.names(), [ATTESTATION, TOKEN, KEY]);
         let heard = events(world.dir.path()).len();
 
         let stand = world.bound.claim(asked("c-1")).await.unwrap();
@@ -145,7 +145,7 @@ async fn a_claim_replaces_all_that_the_sandbox_was_and_is_answered_the_same_agai
         assert_ne!((stand.digest, stand.policy), (first.digest, first.policy));
         assert_eq!(stand.fence.is_some(), wired);
         let inside = world.inside();
-        assert_eq!(world.names(), [ATTESTATION, KEY, TOKEN, "secrets/db"]);
+        assert_eq!(world.names(), [ATTESTATION, TOKEN, KEY, "secrets/db"]);
         assert!(before.iter().all(|(_, bytes)| inside.iter().all(|(_, now)| now != bytes)), "nothing is left");
         let said = world.statement()["predicate"].clone();
         assert_eq!(said["previous"], json!(first.digest));
