@@ -18,4 +18,5 @@ mod own_thread;
 pub mod agents;
 pub mod node;
 pub mod record;
+pub mod shim;
 pub mod statements;

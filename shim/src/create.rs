@@ -84,6 +84,10 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
     fs::create_dir_all(&ours).map_err(|e| TaskError::host(format!("creating {}", ours.display()), e))?;
     let (checkpoint, launch) = match req.checkpoint.as_str() {
         "" => (None, Launch::Cold {}),
+        _ if asked.claimable => {
+            let why = "a sandbox that goes on from a checkpoint is not handed over: omit creto.dev/claimable";
+            return Err(TaskError::Invalid(why.into()));
+        }
         from => {
             let kept = keep(Path::new(from), checkpoint(&ours)).await?;
             let restored_from = manifest(&kept).await.map_err(|e| TaskError::host("reading the checkpoint", e))?;
@@ -128,7 +132,7 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
 
     *step = "attestation"; // what is there, read back; not what was asked for
     if let Some(image) = image {
-        let facts = attest::facts(bound.backend(), &backend.ran()?, &ours, pid, image.image().await).await?;
+        let facts = attest::facts(&bound.backend(), &backend.ran()?, &ours, pid, image.image().await).await?;
         let events = bound.attest(facts, pid)?;
         bound.record(events);
         bound.keep_fresh();

@@ -2,6 +2,8 @@
 
 use containerd_shim_protos::ttrpc::{self, Code};
 
+use trust::id::ClaimId;
+
 use crate::task::Phase;
 
 /// A failed Task RPC, in our words.
@@ -32,6 +34,22 @@ pub enum TaskError {
     /// Whoever asks is not who it says, or may not have this.
     #[error("{0}")]
     Rejected(String),
+    /// The sandbox is not one that waits for this claim.
+    #[error("{0}")]
+    NotClaimable(String),
+    /// A claim failed after something was changed: nobody gets the sandbox any more.
+    #[error("the sandbox is spoilt, destroy it: {step} failed for claim {claim}: {why}")]
+    Spoilt {
+        /// Whose.
+        claim: ClaimId,
+        /// Where it failed.
+        step: &'static str,
+        /// The cause.
+        why: String,
+    },
+    /// Somebody who is needed does not answer; nothing was changed.
+    #[error("{0}")]
+    Unavailable(String),
     /// This backend has no such operation.
     #[error("{0}")]
     Unimplemented(String),
@@ -67,12 +85,13 @@ impl TaskError {
         match self {
             Self::NotFound(_) | Self::NoProgram(_) => Code::NOT_FOUND,
             Self::AlreadyExists(_) => Code::ALREADY_EXISTS,
-            Self::WrongPhase { .. } => Code::FAILED_PRECONDITION,
+            Self::WrongPhase { .. } | Self::NotClaimable(_) => Code::FAILED_PRECONDITION,
+            Self::Spoilt { .. } => Code::ABORTED,
             Self::Invalid(_) => Code::INVALID_ARGUMENT,
             Self::Rejected(_) => Code::PERMISSION_DENIED,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
             Self::Downstream { code, .. } => *code,
-            Self::Gone(..) => Code::UNAVAILABLE,
+            Self::Gone(..) | Self::Unavailable(_) => Code::UNAVAILABLE,
             Self::Host { .. } => Code::UNKNOWN,
         }
     }

@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use egress::client::{Client, ClientError, DEADLINE};
-use egress::protocol::{Answer, Ask, Attach, Code, Fence, PolicyRef, Question, Refusal, SandboxKey};
+use egress::protocol::{Answer, Ask, Attach, Code, Fence, PolicyRef, Question, Refusal, SandboxKey, Update};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use trust::digest::Digest;
+use trust::id::AgentId;
 
+use crate::attest::{self, Network};
 use crate::backend::Place;
 use crate::bound::Bound;
 use crate::error::TaskError;
@@ -25,24 +28,92 @@ pub fn key(place: &Place) -> SandboxKey {
     SandboxKey { namespace: place.namespace.clone(), id: place.group.clone() }
 }
 
-/// Asks for the fence around the network namespace of a process; none where nothing in it can send a packet.
-pub async fn attach(
-    place: &Place,
-    pid: i32,
-    agent: Option<String>,
-    policy: PolicyRef,
-    attestation: Option<Digest>,
-) -> Result<Option<Fence>, TaskError> {
-    let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
-    let attach = Attach { sandbox: key(place), agent, netns, policy, attestation };
-    let asked = tokio::task::spawn_blocking(move || Client::connect(&paths::egress(), DEADLINE)?.attach(attach));
-    let fence = asked.await.map_err(|e| TaskError::host("asking for the fence", e))?;
-    match fence {
-        Ok(fence) => Ok(Some(fence)),
-        Err(ClientError::Refused(Refusal { code: Code::Sealed, .. })) => Ok(None),
-        Err(ClientError::Refused(refusal)) => Err(TaskError::Rejected(format!("the sandbox's network: {refusal}"))),
-        Err(other) => Err(TaskError::host("the sandbox has a network and no fence around it", other)),
+/// What is asked for: a fence around the network namespace of a process.
+#[derive(Clone, Debug)]
+pub struct Around {
+    /// In the namespace.
+    pub pid: i32,
+    /// For whom the sandbox works.
+    pub agent: Option<AgentId>,
+    /// What it may connect to.
+    pub policy: PolicyRef,
+    /// The current statement about it.
+    pub attestation: Option<Digest>,
+}
+
+/// Why there is no such fence.
+#[derive(Debug, thiserror::Error)]
+pub enum FenceError {
+    /// Nobody was asked; what stood stands.
+    #[error("the sandbox has a network and no fence around it: {0}")]
+    Down(#[source] ClientError),
+    /// The daemon refuses; what stood stands.
+    #[error("the sandbox's network: {0}")]
+    Refused(#[from] Refusal),
+    /// It was asked, and nobody knows what came of it.
+    #[error("the sandbox's network: {0}")]
+    Unsure(String),
+}
+
+impl From<FenceError> for TaskError {
+    /// Of a sandbox that is to start.
+    fn from(error: FenceError) -> Self {
+        match error {
+            FenceError::Down(why) => Self::host("the sandbox has a network and no fence around it", why),
+            FenceError::Refused(_) => Self::Rejected(error.to_string()),
+            FenceError::Unsure(why) => Self::host("the sandbox has a network and no fence around it", why),
+        }
     }
+}
+
+/// What there is between sandboxes and networks.
+#[async_trait]
+pub trait Fences: Send + Sync {
+    /// How the sandbox of a process can reach a network.
+    fn network(&self, pid: i32) -> Network;
+
+    /// Puts up a fence, or puts the one that stands anew; none where nothing in the namespace can send a packet.
+    async fn attach(&self, place: &Place, around: Around) -> Result<Option<Fence>, FenceError>;
+
+    /// Gives the fence that stands another policy.
+    async fn update(&self, place: &Place, policy: PolicyRef) -> Result<Fence, FenceError>;
+}
+
+/// creto-egress, and the kernel.
+pub struct Egress;
+
+#[async_trait]
+impl Fences for Egress {
+    fn network(&self, pid: i32) -> Network {
+        attest::network(pid)
+    }
+
+    async fn attach(&self, place: &Place, around: Around) -> Result<Option<Fence>, FenceError> {
+        let Around { pid, agent, policy, attestation } = around;
+        let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        let agent = agent.map(|agent| agent.to_string());
+        match ask(Ask::Attach(Attach { sandbox: key(place), agent, netns, policy, attestation })).await {
+            Ok(fence) => Ok(Some(fence)),
+            Err(FenceError::Refused(Refusal { code: Code::Sealed, .. })) => Ok(None),
+            Err(other) => Err(other),
+        }
+    }
+
+    async fn update(&self, place: &Place, policy: PolicyRef) -> Result<Fence, FenceError> {
+        ask(Ask::Update(Update { sandbox: key(place), policy })).await
+    }
+}
+
+/// What is answered with a fence.
+async fn ask(ask: Ask) -> Result<Fence, FenceError> {
+    let asked = tokio::task::spawn_blocking(move || {
+        let mut daemon = Client::connect(&paths::egress(), DEADLINE).map_err(FenceError::Down)?;
+        daemon.fence(ask).map_err(|error| match error {
+            ClientError::Refused(refusal) => FenceError::Refused(refusal),
+            other => FenceError::Unsure(other.to_string()),
+        })
+    });
+    asked.await.map_err(|e| FenceError::Unsure(e.to_string()))?
 }
 
 /// Takes a fence down, whether there is one or not. One that cannot be asked for sweeps by itself what belongs to nobody.
@@ -76,10 +147,95 @@ async fn follow(bound: &Weak<Bound>, place: &Place, socket: &Path) -> Result<(),
             return Err(Error::new(ErrorKind::InvalidData, line)); // refused: there is no fence
         };
         let Some(bound) = bound.upgrade() else { return Ok(()) };
-        if let Err(error) = bound.fenced(fence) {
+        if let Err(error) = bound.heard_of(fence).await {
             tracing::error!(sandbox = place.group, %error, "the new fence is not attested");
         }
         line.clear();
     }
     Ok(())
+}
+
+/// For the order of a claim, and what it leaves where a step fails.
+#[cfg(test)]
+pub mod fake {
+    use std::collections::VecDeque;
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use trust::attestation::predicate::Fence as Sealed;
+
+    use super::*;
+
+    /// What goes wrong with one question.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub enum Broken {
+        /// The daemon is down.
+        Down,
+        /// It refuses.
+        Refuses(Code),
+        /// It is gone before it has answered.
+        Unsure,
+    }
+
+    /// Without a network, or with one around which a fence stands that does as it is told.
+    #[derive(Clone, Default)]
+    pub struct FakeFences {
+        /// Whether there is a network.
+        pub wired: bool,
+        /// What was asked for: `attach AGENT POLICY` or `update POLICY`.
+        pub journal: Arc<Mutex<Vec<String>>>,
+        /// What becomes of the next questions.
+        pub next: Arc<Mutex<VecDeque<Option<Broken>>>>,
+    }
+
+    impl FakeFences {
+        fn answer(&self, place: &Place, question: String, policy: &PolicyRef) -> Result<Fence, FenceError> {
+            let mut journal = self.journal.lock().unwrap();
+            journal.push(question);
+            let refusal = |code| Refusal { code, message: "no".into() };
+            match self.next.lock().unwrap().pop_front().flatten() {
+                Some(Broken::Down) => {
+                    let error = io::Error::other("down");
+                    Err(FenceError::Down(ClientError::Down { path: "/egress.sock".into(), error }))
+                }
+                Some(Broken::Refuses(code)) => Err(FenceError::Refused(refusal(code))),
+                Some(Broken::Unsure) => Err(FenceError::Unsure("gone".into())),
+                None => Ok(Fence {
+                    sandbox: key(place),
+                    mark: 1,
+                    interfaces: vec![],
+                    ruleset: Digest::of(format!("{policy:?}").as_bytes()),
+                    policy: Digest::of(format!("canonical {policy:?}").as_bytes()),
+                    generation: journal.len() as u64,
+                }),
+            }
+        }
+    }
+
+    #[async_trait]
+    impl Fences for FakeFences {
+        fn network(&self, _: i32) -> Network {
+            match self.wired {
+                true => Network::Wired,
+                false => Network::Sealed(Sealed { mechanism: "sealed".into(), digest: Digest::of(b"lo") }),
+            }
+        }
+
+        async fn attach(&self, place: &Place, around: Around) -> Result<Option<Fence>, FenceError> {
+            let agent = around.agent.map_or("nobody".into(), |agent| agent.to_string());
+            let question = format!("attach {agent} {}", told(&around.policy));
+            self.answer(place, question, &around.policy).map(Some)
+        }
+
+        async fn update(&self, place: &Place, policy: PolicyRef) -> Result<Fence, FenceError> {
+            self.answer(place, format!("update {}", told(&policy)), &policy)
+        }
+    }
+
+    fn told(policy: &PolicyRef) -> String {
+        match policy {
+            PolicyRef::Named(name) => name.clone(),
+            PolicyRef::Inline(policy) => policy.to_string(),
+        }
+    }
 }

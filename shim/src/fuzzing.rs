@@ -68,7 +68,9 @@ pub fn annotations(bytes: &[u8]) {
         let none = PolicyRef::Inline(json!({"rules": []}));
         let network_policy = request.network_policy.as_ref().unwrap_or(&none);
         let (agent, secrets) = (request.agent.as_ref(), request.secrets.as_slice());
-        assert!(request.agrees(&Settled { maker: &maker, agent, secrets, network_policy }).is_ok());
+        let claimable = request.claimable;
+        assert!(!claimable || (agent.is_none() && secrets.is_empty() && *network_policy == none));
+        assert!(request.agrees(&Settled { maker: &maker, agent, secrets, network_policy, claimable }).is_ok());
     }
 }
 

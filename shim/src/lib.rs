@@ -36,6 +36,7 @@ mod processes;
 mod program;
 mod program_digest;
 mod reaper;
+mod rebind;
 mod request;
 mod run_dir;
 mod secrets;

@@ -94,13 +94,8 @@ pub fn run_dir(sandbox: &Path) -> PathBuf {
     sandbox.join("creto")
 }
 
-/// All statements about the sandboxes of one name, the newest last.
-pub fn statements(namespace: &str, id: &str) -> PathBuf {
-    all_statements().join(namespace).join(id)
-}
-
-/// All statements about all sandboxes.
-pub fn all_statements() -> PathBuf {
+/// All statements about all sandboxes: `NAMESPACE/ID/` each, the newest last.
+pub fn statements() -> PathBuf {
     lib_root().join("attestations")
 }
 

@@ -1,6 +1,7 @@
 //! What the create path needs of the node, opened for each pod: who agents are, the node's keys, the audit record.
 
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use trust::identity::{self, Binder};
 use trust::keys::Keyring;
 
 use crate::error::TaskError;
+use crate::fence::{Egress, Fences};
 use crate::nhi::Nhi;
 use crate::paths;
 use crate::settings::Settings;
@@ -37,6 +39,12 @@ pub struct Ports {
     pub token_lifetime: Duration,
     /// How long a statement is.
     pub validity: Duration,
+    /// What holds sandboxes' packets.
+    pub fences: Box<dyn Fences>,
+    /// The node's network policies, a file each.
+    pub policies: PathBuf,
+    /// All statements about all sandboxes: `NAMESPACE/ID/` each.
+    pub statements: PathBuf,
 }
 
 impl Ports {
@@ -64,7 +72,8 @@ impl Ports {
         let record = record.map_err(|e| TaskError::host("the audit spool", e))?;
         let issuer = Issuer { domain: identity.trust_domain.clone(), node: node.id.clone() };
         let (token_lifetime, validity) = (identity.token_lifetime, settings.attestation.validity);
-        Ok(Self { binder, keyring, issuer, node, record, token_lifetime, validity })
+        let (fences, policies, statements) = (Box::new(Egress), paths::policies(), paths::statements());
+        Ok(Self { binder, keyring, issuer, node, record, token_lifetime, validity, fences, policies, statements })
     }
 
     /// The time, from the one clock that all checks use.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use egress::policy::Document;
 use egress::protocol::PolicyRef;
-use serde_json::Value;
+use serde_json::{Value, json};
 use trust::id::{AgentId, PolicyName};
 use trust::identity::token;
 use zeroize::Zeroizing;
@@ -24,11 +24,12 @@ const RUNSC_PREFIX: &str = "dev.gvisor.";
 const AGENT: &str = "creto.dev/agent";
 const AGENT_TOKEN_FILE: &str = "creto.dev/agent-token-file";
 const BACKEND: &str = "creto.dev/backend";
+const CLAIMABLE: &str = "creto.dev/claimable";
 const NETWORK_POLICY: &str = "creto.dev/network-policy";
 const PROFILE: &str = "creto.dev/profile";
 const RUNSC_PATH: &str = "creto.dev/runsc-path";
 const SECRETS: &str = "creto.dev/secrets";
-const ALL: [&str; 7] = [AGENT, AGENT_TOKEN_FILE, BACKEND, NETWORK_POLICY, PROFILE, RUNSC_PATH, SECRETS];
+const ALL: [&str; 8] = [AGENT, AGENT_TOKEN_FILE, BACKEND, CLAIMABLE, NETWORK_POLICY, PROFILE, RUNSC_PATH, SECRETS];
 
 /// What was settled with a pod's first container.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +42,8 @@ pub struct Settled<'a> {
     pub secrets: &'a [SecretRef],
     /// Where they may connect to.
     pub network_policy: &'a PolicyRef,
+    /// Whether it was made to wait for a claim.
+    pub claimable: bool,
 }
 
 /// Who makes a pod's sandbox.
@@ -73,6 +76,8 @@ pub struct SandboxRequest {
     pub network_policy: Option<PolicyRef>,
     /// What the workload may know.
     pub secrets: Vec<SecretRef>,
+    /// It works for nobody, and waits to be handed over.
+    pub claimable: bool,
     token_file: Option<PathBuf>,
     backend: Option<String>,
     runsc: Option<PathBuf>,
@@ -109,6 +114,10 @@ impl SandboxRequest {
                     let profile = value.parse();
                     request.profile = profile.map_err(|e| TaskError::Invalid(format!("annotation {key}: {e}")))?;
                 }
+                CLAIMABLE if value == "true" => request.claimable = true,
+                CLAIMABLE => {
+                    return Err(TaskError::Invalid(format!("annotation {key}: {value:?}; give \"true\", or omit it")));
+                }
                 SECRETS => request.secrets = SecretRef::parse_list(value)?,
                 RUNSC_PATH => request.runsc = Some(allowed(Path::new(value), &settings.gvisor.runsc_dirs)?),
                 _ => {
@@ -117,7 +126,29 @@ impl SandboxRequest {
                 }
             }
         }
+        request.waits_for_nobody()?;
         Ok(request)
+    }
+
+    /// What waits to be claimed has nothing of anybody's that the claim would find, and cannot connect.
+    fn waits_for_nobody(&self) -> Result<(), TaskError> {
+        if !self.claimable {
+            return Ok(());
+        }
+        let nothing = PolicyRef::Inline(json!({"rules": []}));
+        let brought = [
+            (AGENT, self.agent.is_some()),
+            (AGENT_TOKEN_FILE, self.token_file.is_some()),
+            (SECRETS, !self.secrets.is_empty()),
+            (NETWORK_POLICY, self.network_policy.as_ref().is_some_and(|policy| *policy != nothing)),
+        ];
+        match brought.iter().find(|(_, brought)| *brought) {
+            None => Ok(()),
+            Some((key, _)) => {
+                let why = format!("annotation {key}: the sandbox is {CLAIMABLE}: it comes with the claim; omit it here");
+                Err(TaskError::Invalid(why))
+            }
+        }
     }
 
     /// What is in the file that is said to have the agent's token; of a file that is not there, or cannot be read, or has too
@@ -156,7 +187,7 @@ impl SandboxRequest {
     /// A further container of a pod asks for nothing else than the pod's sandbox is; whom it works for was settled with the
     /// first one.
     pub fn agrees(&self, settled: &Settled<'_>) -> Result<(), TaskError> {
-        let Settled { maker: pod, agent, secrets, network_policy } = *settled;
+        let Settled { maker: pod, agent, secrets, network_policy, claimable } = *settled;
         let refused = |key: &str, asked: String, has: String| {
             let why = format!("annotation {key}: {asked}, but the pod's sandbox has {has}; give both the same");
             Err(TaskError::Invalid(why))
@@ -172,6 +203,9 @@ impl SandboxRequest {
         }
         if let Some(asked) = self.network_policy.as_ref().filter(|asked| *asked != network_policy) {
             return refused(NETWORK_POLICY, policy_name(asked), policy_name(network_policy));
+        }
+        if self.claimable && !claimable {
+            return refused(CLAIMABLE, "true".into(), "not been made for that".into());
         }
         match (&self.runsc, pod) {
             (None, _) => Ok(()),
@@ -254,7 +288,6 @@ fn allowed(path: &Path, dirs: &[PathBuf]) -> Result<PathBuf, TaskError> {
 mod tests {
     use super::*;
     use crate::settings::{EgressSettings, GvisorSettings, KATA};
-    use serde_json::json;
 
     fn parse(key: &str, value: &str, settings: &Settings) -> Result<SandboxRequest, String> {
         let spec = json!({"annotations": {key: value, "other": "kept"}});
@@ -282,6 +315,7 @@ mod tests {
             (NETWORK_POLICY, "a/b", "policy name"),
             (NETWORK_POLICY, "{\"rules\": [{}]}", "rule 1: destination: missing"),
             (NETWORK_POLICY, " {", "creto.dev/network-policy"),
+            (CLAIMABLE, "yes", "give \"true\""),
             (RUNSC_PATH, "runsc", "absolute"),
             (RUNSC_PATH, "/bin/sh", "runsc_dirs"),
             ("dev.gvisor.flag.debug", "true", "annotation dev.gvisor.flag.debug: "),
@@ -319,7 +353,7 @@ mod tests {
         let gvisor = Maker::Gvisor(None);
         static POLICY: PolicyRef = PolicyRef::Named(String::new());
         fn pod<'a>(maker: &'a Maker, agent: Option<&'a AgentId>, secrets: &'a [SecretRef]) -> Settled<'a> {
-            Settled { maker, agent, secrets, network_policy: &POLICY }
+            Settled { maker, agent, secrets, network_policy: &POLICY, claimable: false }
         }
         SandboxRequest::default().agrees(&pod(&gvisor, None, &[])).unwrap(); // the default does not matter where nothing was asked for
         parse(BACKEND, "gvisor", &settings).unwrap().agrees(&pod(&gvisor, None, &[])).unwrap();
@@ -345,6 +379,30 @@ mod tests {
         let asked = parse(NETWORK_POLICY, "web", &settings).unwrap();
         let error = asked.agrees(&pod(&gvisor, None, &[])).unwrap_err().to_string();
         assert!(error.contains(NETWORK_POLICY) && error.contains("web"), "{error}");
+        let asked = parse(CLAIMABLE, "true", &settings).unwrap();
+        let error = asked.agrees(&pod(&gvisor, None, &[])).unwrap_err().to_string();
+        assert!(error.contains(CLAIMABLE), "{error}");
+        asked.agrees(&Settled { claimable: true, ..pod(&gvisor, None, &[]) }).unwrap();
+    }
+
+    #[test]
+    fn what_waits_to_be_claimed_brings_nothing_of_anybodys() {
+        let settings = Settings::default();
+        for (key, value, good) in [
+            ("other", "x", true),
+            (NETWORK_POLICY, "{\"rules\": []}", true),
+            (PROFILE, "strict", true),
+            (NETWORK_POLICY, "web", false),
+            (NETWORK_POLICY, r#"{"rules": [{"destination": "a.example", "action": "Allow"}]}"#, false),
+            (AGENT, "spiffe://example.org/a", false),
+            (AGENT_TOKEN_FILE, "/token", false),
+            (SECRETS, "file:a", false),
+        ] {
+            let spec = json!({"annotations": {CLAIMABLE: "true", key: value}});
+            let asked = SandboxRequest::parse(&spec, &settings).map_err(|e| e.to_string());
+            assert_eq!(asked.is_ok(), good, "{key}={value}: {asked:?}");
+            assert!(asked.err().is_none_or(|error| error.contains(key) && error.contains("comes with the claim")));
+        }
     }
 
     #[test]

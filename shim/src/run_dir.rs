@@ -10,6 +10,10 @@ use serde_json::{Value, json};
 
 /// Where a workload finds it.
 const INSIDE: &str = "/run/creto";
+/// The sandbox's token.
+pub const TOKEN: &str = "identity.jwt";
+/// The current statement about it.
+pub const ATTESTATION: &str = "attestation.dsse.json";
 /// The private half of the sandbox's key: wiped, not only removed.
 pub const KEY: &str = "identity.key";
 /// The directory in it whose files are wiped as well.
@@ -82,14 +86,41 @@ impl RunDir {
         self.put(&format!("{SECRETS}/{name}"), bytes, Readers::Workload)
     }
 
+    /// Removes who it is: token, key and secrets. Whatever else happens, each is overwritten and tried; the first that stays is the
+    /// error.
+    pub fn clear(&self) -> io::Result<()> {
+        overwrite(&self.path);
+        let secrets = fs::read_dir(self.path.join(SECRETS))?.flatten().map(|secret| secret.path());
+        let gone = secrets.chain([TOKEN, KEY].map(|name| self.path.join(name))).map(remove);
+        gone.fold(Ok(()), |all, one| all.and(one))
+    }
+
+    /// Removes a file of it, if it is there.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        remove(self.path.join(name))
+    }
+
     /// Removes the directory; its key and secrets are overwritten before, for a tmpfs may have been swapped out.
     pub fn wipe(&self) {
         wipe(&self.path);
     }
 }
 
+fn remove(path: PathBuf) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Removes a container's directory, whoever made it.
 pub fn wipe(path: &Path) {
+    overwrite(path);
+    let _ = fs::remove_dir_all(path);
+}
+
+/// Writes zeros over a directory's key and secrets, as far as it can.
+fn overwrite(path: &Path) {
     let secrets = fs::read_dir(path.join(SECRETS)).into_iter().flatten().flatten().map(|secret| secret.path());
     for private in secrets.chain([path.join(KEY)]) {
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
@@ -97,7 +128,6 @@ pub fn wipe(path: &Path) {
         let overwrite = |mut file: fs::File| file.write_all(&vec![0; file.metadata()?.len() as usize]);
         let _ = file.and_then(overwrite); // it is removed all the same
     }
-    let _ = fs::remove_dir_all(path);
 }
 
 /// Removes the directories of all containers of a pod, which lie in this one.
@@ -179,6 +209,30 @@ mod tests {
         let held = [open(KEY), open("secrets/db")];
         run.wipe();
         assert_eq!(held.map(|file| std::io::read_to_string(file).unwrap()), ["\0".repeat(7), "\0".repeat(7)]);
+    }
+
+    #[test]
+    fn of_who_it_was_nothing_is_left_and_the_rest_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let me = fs::metadata(dir.path()).unwrap();
+        let spec = json!({"process": {"user": {"uid": me.uid(), "gid": me.gid()}}});
+        let run = RunDir::make(&dir.path().join("c1"), &spec).unwrap();
+        run.clear().unwrap(); // there is nothing yet
+        run.put("jwks.json", b"{}", Readers::All).unwrap();
+        run.put(TOKEN, b"token", Readers::Workload).unwrap();
+        run.put(KEY, b"private", Readers::Workload).unwrap();
+        run.put_secret("db", b"hunter2").unwrap();
+        let held = fs::File::open(run.path.join(KEY)).unwrap();
+        run.clear().unwrap();
+        assert_eq!(std::io::read_to_string(held).unwrap(), "\0".repeat(7));
+        let names = |path: &Path| fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+        assert_eq!(names(&run.path.join(SECRETS)), [""; 0]);
+        assert_eq!(names(&run.path).len(), 2, "jwks.json and the directory of secrets: {:?}", names(&run.path));
+        // What cannot be removed is an error, and keeps nothing else from being removed.
+        run.put(TOKEN, b"token", Readers::Workload).unwrap();
+        fs::create_dir(run.path.join("secrets/dir")).unwrap();
+        run.clear().unwrap_err();
+        assert!(!run.path.join(TOKEN).exists());
     }
 
     #[test]

@@ -27,7 +27,8 @@ use crate::settings::SecretsSettings;
 const LARGEST: u64 = 64 << 10;
 /// What a provider may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-const ANNOTATION: &str = "creto.dev/secrets";
+/// In errors: where secrets are named, by an annotation or by a claim.
+const NAMED: &str = "secrets (creto.dev/secrets)";
 
 /// A name in `creto.dev/secrets`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +44,7 @@ impl SecretRef {
     pub fn parse_list(text: &str) -> Result<Vec<Self>, TaskError> {
         let invalid = |part: &str| {
             let rule = "give file:NAME or command:NAME, separated by commas; a name is of A-Z a-z 0-9 joined by . _ -";
-            TaskError::Invalid(format!("annotation {ANNOTATION}: {part:?}: {rule}"))
+            TaskError::Invalid(format!("{NAMED}: {part:?}: {rule}"))
         };
         let parse = |part: &str| match part.trim().split_once(':') {
             Some(("file", name)) if is_identifier(name) => Ok(Self::File(name.to_owned())),
@@ -53,7 +54,7 @@ impl SecretRef {
         let all: Vec<_> = text.split(',').map(parse).collect::<Result<_, _>>()?;
         for (n, secret) in all.iter().enumerate() {
             if all[..n].iter().any(|other| other.name() == secret.name()) {
-                return Err(TaskError::Invalid(format!("annotation {ANNOTATION}: {:?} is named twice", secret.name())));
+                return Err(TaskError::Invalid(format!("{NAMED}: {:?} is named twice", secret.name())));
             }
         }
         Ok(all)
@@ -111,7 +112,7 @@ impl Secrets {
         let mut all = Vec::new();
         for secret in asked {
             let failed =
-                |why: String| TaskError::Invalid(format!("annotation {ANNOTATION}: {:?}: {why}", secret.name()));
+                |why: String| TaskError::Invalid(format!("{NAMED}: {:?}: {why}", secret.name()));
             let value = match secret {
                 SecretRef::File(name) => {
                     let Some(dir) = &settings.dir else {

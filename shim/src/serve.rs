@@ -1,4 +1,4 @@
-//! The server of one pod: subreaper, both Task services on the inherited socket, signals, end of life.
+//! The server of one pod: subreaper, both Task services and the sandbox's own on the inherited socket, signals, end of life.
 
 use std::os::fd::IntoRawFd;
 use std::os::unix::net::UnixListener;
@@ -15,7 +15,7 @@ use crate::backend::{self, Place};
 use crate::events::Events;
 use crate::service::Service;
 use crate::tasks::Pod;
-use crate::{paths, reaper, sys};
+use crate::{paths, reaper, rebind, sys};
 
 /// How long a killed sandbox may take to be reaped.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -53,8 +53,8 @@ async fn serve(call: &Call, listener: UnixListener, place: Place) -> Result<(), 
     let v3 = create_task(service.clone());
     // v2 and v3 differ in the package's name only.
     let v2 = create_task(service).into_iter().map(|(name, s)| (name.replace(".v3.", ".v2."), s)).collect();
-    let mut server =
-        sys::add_listener(Server::new(), listener.into_raw_fd())?.register_service(v3).register_service(v2);
+    let server = sys::add_listener(Server::new(), listener.into_raw_fd())?;
+    let mut server = server.register_service(v3).register_service(v2).register_service(rebind::service(&pod));
     server.start().await?;
     let mut term = signal(SignalKind::terminate())?;
     tokio::select! {

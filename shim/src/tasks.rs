@@ -15,6 +15,7 @@ use trust::audit::Event;
 
 use crate::backend::{self, Backend, Place};
 use crate::bound::Bound;
+use crate::bound::claim::Standing;
 use crate::error::TaskError;
 use crate::events::{Events, timestamp};
 use crate::exec::ExecProcess;
@@ -165,8 +166,10 @@ impl Pod {
         let none = || TaskError::NotFound(format!("the sandbox of pod {}", self.place.group));
         let Sandbox { maker, backend, bound } = self.sandbox().clone().ok_or_else(none)?;
         let bound = bound.ok_or_else(none)?;
-        let (agent, secrets, network_policy) = (bound.agent(), bound.secrets(), bound.network_policy());
-        asked.agrees(&Settled { maker: &maker, agent, secrets, network_policy })?;
+        let (bond, network_policy) = (bound.bond(), bound.network_policy());
+        let (agent, secrets) = (bond.identity.agent(), bond.asked_secrets.as_slice());
+        let claimable = bound.told_of_claim(|claim| !matches!(claim, Standing::Never));
+        asked.agrees(&Settled { maker: &maker, agent, secrets, network_policy: &network_policy, claimable })?;
         Ok((backend, bound, BackendKind::of(&maker)))
     }
 

@@ -48,7 +48,11 @@ fn observed() -> Observed {
             digest: digest("image"),
             media_type: "application/vnd.oci.image.manifest.v1+json".into(),
         },
-        launch: Launch::Claimed {},
+        launch: Launch::Claimed {
+            pool: "agent-executor-pool".parse().unwrap(),
+            generation: Some("3f9a1c".parse().unwrap()),
+            claim: "7b6a1f0e-1d2c-4b3a-9e8f-0a1b2c3d4e5f".parse().unwrap(),
+        },
     }
 }
 

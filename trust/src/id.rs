@@ -93,6 +93,18 @@ name! {
     PolicyName(String), "policy name", |text| words(text, 128)
 }
 name! {
+    /// A pool of sandboxes that wait to be claimed.
+    PoolName(String), "pool name", |text| words(text, 76)
+}
+name! {
+    /// Which template of its pool a sandbox was made from, as the pool's owner calls it.
+    PoolGeneration(String), "pool generation", |text| words(text, 76)
+}
+name! {
+    /// One claim of a sandbox, named by whoever claims: a claim that is made again under its name is the same.
+    ClaimId(String), "claim id", |text| words(text, 76)
+}
+name! {
     /// One run of a kernel: the UUID in /proc/sys/kernel/random/boot_id.
     BootId(String), "boot id", uuid
 }

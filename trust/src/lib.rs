@@ -11,6 +11,8 @@ pub mod attestation;
 pub mod audit;
 pub mod identity;
 pub mod keys;
+#[cfg(feature = "sandbox-api")]
+pub mod sandbox_api;
 
 pub mod chain;
 pub mod clock;

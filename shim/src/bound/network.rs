@@ -1,31 +1,34 @@
 //! Where a sandbox may connect to: its policy, the fence that holds it to that, and a new statement whenever either changes.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use egress::policy::{DEFAULT_POLICY, Policies};
-use egress::protocol::{Fence, PolicyRef};
+use egress::protocol::{Code, Fence, PolicyRef};
 use serde_json::json;
 use trust::attestation::predicate;
 use trust::audit::Event;
 use trust::digest::Digest;
 use trust::identity::Identity;
 
+use super::claim::Standing;
+use super::statement::Stand;
 use super::{Bound, State};
 use crate::attest::{self, Network};
 use crate::error::TaskError;
-use crate::{fence, paths};
+use crate::fence::{self, Around, FenceError};
 
 impl Bound {
     /// The workload may run from here on, behind its fence: no fence, no first instruction. A new statement before, if the one
     /// that was made in Create says something else.
     pub async fn starts(self: &Arc<Self>, pid: i32) -> Result<(), TaskError> {
-        match attest::network(pid) {
+        match self.ports.fences.network(pid) {
             // ctr --cni and nerdctl wire the network between Create and Start.
             Network::Host if self.shares_network() => self.restate()?,
             Network::Wired | Network::Host => {
-                let agent = self.agent().map(ToString::to_string);
-                let attestation = self.state().current.as_ref().map(|current| current.digest);
-                match fence::attach(&self.place, pid, agent, self.policy.clone(), attestation).await? {
+                let (agent, policy) = (self.bond().identity.agent().cloned(), self.network_policy());
+                let around = Around { pid, agent, policy, attestation: self.current() };
+                match self.ports.fences.attach(&self.place, around).await? {
                     Some(fence) => {
                         self.fenced(fence)?;
                         fence::watch(self, self.place.clone());
@@ -37,14 +40,65 @@ impl Bound {
                 }
             }
             Network::Sealed(_) => self.restate()?,
-            Network::Gone => return Err(TaskError::NotFound(format!("the process of {}", self.place.group))),
+            Network::Gone => return Err(self.gone()),
         }
         self.record(vec![Event::SandboxStarted { pid: u32::try_from(pid).ok() }]);
         Ok(())
     }
 
+    /// Another network policy for a sandbox that runs, and a new statement.
+    pub async fn update_policy(&self, policy: PolicyRef) -> Result<Stand, TaskError> {
+        let _alone = self.changing.lock().await;
+        match &self.state().claim {
+            Standing::Waits => {
+                let why = "the sandbox waits to be claimed: its policy comes with the claim";
+                return Err(TaskError::NotClaimable(why.into()));
+            }
+            Standing::Spoilt(spoilt) => return Err(TaskError::NotClaimable(spoilt.to_string())),
+            Standing::Never | Standing::Taken { .. } => {}
+        }
+        let digest = digest_of(&self.ports.policies, &policy)?;
+        let pid = self.pid().ok_or_else(|| self.gone())?;
+        let fence = match self.ports.fences.network(pid) {
+            Network::Gone => return Err(self.gone()),
+            Network::Host => return Err(unheld()),
+            Network::Wired if !self.state().idle => {
+                Some(self.ports.fences.update(&self.place, policy.clone()).await.map_err(refusal)?)
+            }
+            Network::Wired | Network::Sealed(_) => None,
+        };
+        {
+            let mut state = self.state();
+            state.asked_policy = policy;
+            state.policy = fence.as_ref().map_or(digest, |fence| fence.policy);
+            state.fence = fence.or(state.fence.take());
+        }
+        self.restate()?;
+        self.stand().ok_or_else(|| self.gone())
+    }
+
+    /// There is nothing any more that could be changed.
+    pub(super) fn gone(&self) -> TaskError {
+        TaskError::NotFound(format!("the process of {}", self.place.group))
+    }
+
+    /// The current statement.
+    pub(super) fn current(&self) -> Option<Digest> {
+        self.state().current.as_ref().map(|current| current.digest)
+    }
+
+    /// creto-egress tells of the fence that stands now. While the sandbox is bound anew that waits; by then it may be old news.
+    pub async fn heard_of(&self, fence: Fence) -> Result<(), TaskError> {
+        let _alone = self.changing.lock().await;
+        let newest = self.state().fence.as_ref().map_or(0, |fence| fence.generation);
+        if fence.generation < newest || !self.lives() {
+            return Ok(());
+        }
+        self.fenced(fence)
+    }
+
     /// This fence stands around the sandbox now.
-    pub fn fenced(&self, fence: Fence) -> Result<(), TaskError> {
+    fn fenced(&self, fence: Fence) -> Result<(), TaskError> {
         {
             let mut state = self.state();
             state.policy = fence.policy;
@@ -66,26 +120,40 @@ impl Bound {
         let changed = {
             let state = self.state();
             let Some((_, pid)) = state.facts.as_ref() else { return Ok(()) }; // it has ended
-            let now = (state.standing(*pid), state.policy);
+            let now = (self.standing(&state, *pid), state.policy);
             state.current.as_ref().is_none_or(|current| (current.fence.clone(), current.policy) != now)
         };
         if changed { self.updated() } else { Ok(()) }
     }
-}
 
-impl State {
     /// What holds the sandbox's packets.
-    pub(super) fn standing(&self, pid: i32) -> Option<predicate::Fence> {
-        match attest::network(pid) {
+    pub(super) fn standing(&self, state: &State, pid: i32) -> Option<predicate::Fence> {
+        match self.ports.fences.network(pid) {
             Network::Sealed(sealed) => Some(sealed),
             Network::Host => None,
-            Network::Wired if self.idle => Some(attest::sealed(pid)),
-            Network::Wired | Network::Gone => self
+            Network::Wired if state.idle => Some(attest::sealed(pid)),
+            Network::Wired | Network::Gone => state
                 .fence
                 .as_ref()
                 .map(|fence| predicate::Fence { mechanism: "nftables".into(), digest: fence.ruleset }),
         }
     }
+}
+
+/// Why a fence that stands was not changed, or may not have been.
+pub(super) fn refusal(error: FenceError) -> TaskError {
+    match error {
+        FenceError::Refused(refusal) if refusal.code == Code::PolicyInvalid => {
+            TaskError::Invalid(format!("network policy: {refusal}"))
+        }
+        FenceError::Down(_) | FenceError::Refused(_) => TaskError::Unavailable(error.to_string()),
+        FenceError::Unsure(why) => TaskError::host("changing the sandbox's fence", why),
+    }
+}
+
+/// In the host's network.
+pub(super) fn unheld() -> TaskError {
+    TaskError::NotClaimable("the sandbox is in the host's network, where no policy can be held".into())
 }
 
 /// The policy that holds where no request names one: the agent's own of the node's policies, else the node's default for
@@ -99,7 +167,7 @@ pub(super) fn default_policy(identity: &Identity) -> PolicyRef {
 }
 
 /// No sandbox is made with a policy that nobody could enforce.
-pub(super) fn digest_of(policy: &PolicyRef) -> Result<Digest, TaskError> {
-    let policy = Policies::new(paths::policies()).resolve(policy);
+pub(super) fn digest_of(policies: &Path, policy: &PolicyRef) -> Result<Digest, TaskError> {
+    let policy = Policies::new(policies).resolve(policy);
     policy.map(|policy| policy.digest()).map_err(|e| TaskError::Invalid(format!("network policy: {e}")))
 }

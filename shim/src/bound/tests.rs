@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use trust::attestation::predicate::Node;
 use trust::audit::inbox::Inbox;
 use trust::audit::{Limits, Spool};
 use trust::clock::Clock;
+use trust::id::AgentId;
 use trust::identity::replay::SeenTokens;
 use trust::identity::source::{Agent, AgentSource, SourceError};
 use trust::identity::token::Rules;
@@ -18,8 +19,9 @@ use trust::identity::{self, Binder, Permission};
 use trust::keys::Keyring;
 
 use super::*;
+use crate::fence::fake::FakeFences;
 
-const LIFETIME: Duration = Duration::from_secs(60);
+pub(super) const LIFETIME: Duration = Duration::from_secs(60);
 
 /// Knows every agent, until it is told that they are revoked.
 struct Everybody(Arc<AtomicBool>);
@@ -35,10 +37,10 @@ impl AgentSource for Everybody {
 }
 
 /// Seconds since 1970, as the test says.
-struct Hands(AtomicU64);
+pub(super) struct Hands(pub(super) AtomicU64);
 
 impl Hands {
-    fn advance(&self, by: Duration) {
+    pub(super) fn advance(&self, by: Duration) {
         self.0.fetch_add(by.as_secs(), Ordering::SeqCst);
     }
 }
@@ -49,7 +51,14 @@ impl Clock for Hands {
     }
 }
 
-async fn bound(dir: &Path, clock: Arc<Hands>, revoked: Arc<AtomicBool>) -> Bound {
+/// The sandbox `c1` of an agent that is known until `revoked` says otherwise, or of nobody one that waits to be claimed.
+pub(super) async fn bound(
+    dir: &Path,
+    clock: Arc<Hands>,
+    revoked: Arc<AtomicBool>,
+    fences: FakeFences,
+    claim: Standing,
+) -> Bound {
     let keyring = Keyring::open(&dir.join("lib"), &*clock).unwrap();
     let (permission, node) = (Permission::Allow, "node-1".parse().unwrap());
     let settings = identity::Settings { anonymous: permission, operator: permission, tokens: Rules::new("creto:n") };
@@ -66,35 +75,34 @@ async fn bound(dir: &Path, clock: Arc<Hands>, revoked: Arc<AtomicBool>) -> Bound
         token_lifetime: LIFETIME,
         validity: LIFETIME * 100,
         keyring,
+        fences: Box::new(fences),
+        policies: dir.join("policies.d"),
+        statements: dir.join("attestations"),
     };
     let (agent, backend) = ("spiffe://example.org/a".parse().unwrap(), "gvisor".parse().unwrap());
-    let claim = Claim { agent: Some(&agent), token: None, backend: &backend };
-    let identity = ports.binder.bind(claim).await.unwrap();
+    let agent = matches!(claim, Standing::Never).then_some(&agent);
+    let identity = ports.binder.bind(Claim { agent, token: None, backend: &backend }).await.unwrap();
     let sandbox = Sandbox { id: "c1".parse().unwrap(), namespace: "default".parse().unwrap() };
-    let (signer, now) = (ports.keyring.signer().unwrap(), ports.clock().timestamp());
-    let credential = workload::issue(&signer, &ports.issuer, &identity, &sandbox.id, now, LIFETIME).unwrap();
+    let credential = credential(&ports, &identity, &sandbox).unwrap();
+    let (secrets, launch, about) = (Secrets::default(), Launch::Cold {}, About::default());
+    let bond = Bond { identity, asked_secrets: vec![], secrets, launch, about };
+    let nothing = PolicyRef::Inline(json!({"rules": []}));
+    let digest = network::digest_of(&ports.policies, &nothing).unwrap();
+    let place =
+        Place { dir: dir.join("sandbox"), address: String::new(), namespace: "default".into(), group: "c1".into() };
     Bound {
-        place: Place {
-            dir: dir.join("sandbox"),
-            address: String::new(),
-            namespace: "default".into(),
-            group: "c1".into(),
-        },
+        place,
         sandbox,
-        backend: "gvisor".into(),
-        about: About::default(),
-        identity,
-        asked_secrets: vec![],
-        secrets: Secrets::default(),
-        launch: Launch::Cold {},
-        policy: PolicyRef::Inline(json!({"rules": []})),
+        backend,
+        secrets: SecretsSettings { dir: Some(dir.join("secrets")), command: vec![] },
         keeping: AttestationSettings::default(),
-        state: Mutex::new(State::new(credential, Digest::of(b""))),
+        changing: Default::default(),
+        state: Mutex::new(State::new(bond, credential, nothing, digest, claim)),
         ports,
     }
 }
 
-fn recorded(dir: &Path) -> Vec<Event> {
+pub(super) fn recorded(dir: &Path) -> Vec<Event> {
     let inbox = Inbox::at(&dir.join("spool"));
     let lines = inbox.list(100).unwrap().iter().flat_map(|file| inbox.read(file)).collect::<Vec<_>>();
     lines.into_iter().map(|line| line.content.unwrap().0.event).collect()
@@ -104,7 +112,8 @@ fn recorded(dir: &Path) -> Vec<Event> {
 async fn a_revoked_agents_sandbox_gets_no_new_token_until_the_agent_is_back() {
     let (dir, revoked) = (tempfile::tempdir().unwrap(), Arc::new(AtomicBool::new(false)));
     let clock = Arc::new(Hands(AtomicU64::new(1_800_000_000)));
-    let bound = bound(dir.path(), clock.clone(), revoked.clone()).await;
+    let fences = FakeFences::default();
+    let bound = bound(dir.path(), clock.clone(), revoked.clone(), fences, Standing::Never).await;
     let run_dir = RunDir::make(&dir.path().join("run/c1"), &serde_json::json!({})).unwrap();
     bound.state().dirs.insert("c1".into(), run_dir);
     let token = || bound.state().credential.token.to_string();

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::digest::Digest;
-use crate::id::{AgentId, BackendName, BootId, Namespace, NodeId, SandboxId};
+use crate::id::{AgentId, BackendName, BootId, ClaimId, Namespace, NodeId, PoolGeneration, PoolName, SandboxId};
 use crate::identity::{Identity, Proof};
 
 /// The predicate's name.
@@ -208,8 +208,16 @@ impl Image {
 pub enum Launch {
     /// Made for this task.
     Cold {},
-    /// It waited in a pool, and was handed over.
-    Claimed {},
+    /// It waited in a pool, working for nobody, and was handed over; `previous` leads to what was true of it before.
+    Claimed {
+        /// The pool that it waited in, by the word of whoever asked the shim to hand it over.
+        pool: PoolName,
+        /// The pool's template that it was made from, by the same word; absent where none was named.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        generation: Option<PoolGeneration>,
+        /// The claim's name. A sandbox is handed over once: no other claim has it.
+        claim: ClaimId,
+    },
     /// It goes on from a checkpoint.
     Restored {
         /// SHA-256 of the checkpoint's manifest, whose files were compared with it before.

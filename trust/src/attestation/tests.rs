@@ -292,8 +292,10 @@ fn statements_fit_the_schema_and_the_schema_says_no_more() {
     };
     let asked = Image::Annotation { name: "busybox@sha256:…".into(), digest: Digest::of(b"image") };
     let agent = Agent::Operator { id: agent };
-    let claimed = Observed { agent, image: asked, launch: Launch::Claimed {}, ..observed() };
-    for predicate in [full.clone(), predicate(bare, None), predicate(claimed, None)] {
+    let (pool, generation) = ("agents".parse().unwrap(), Some("3f9a1c".parse().unwrap()));
+    let launch = Launch::Claimed { pool, generation, claim: "c-1".parse().unwrap() };
+    let claimed = predicate(Observed { agent, image: asked, launch, ..observed() }, None);
+    for predicate in [full.clone(), predicate(bare, None), claimed.clone()] {
         let errors: Vec<_> = validator.iter_errors(&predicate).map(|e| e.to_string()).collect();
         assert!(errors.is_empty(), "{errors:?}");
     }
@@ -310,8 +312,12 @@ fn statements_fit_the_schema_and_the_schema_says_no_more() {
             compare(&schema["properties"][name], value, &format!("{path}.{name}"));
         }
     }
-    compare(&schema, &full, "predicate");
+    let mut all = full.clone(); // no launch has all that one may have
+    all["launch"].as_object_mut().unwrap().extend(claimed["launch"].as_object().unwrap().clone());
+    compare(&schema, &all, "predicate");
     for (member, value) in [
+        ("launch", json!({"kind": "claimed", "claim": "c-1"})),
+        ("launch", json!({"kind": "cold", "pool": "agents"})),
         ("assurance", json!("hardware")),
         ("image", json!({"source": "unknown", "name": "x"})),
         ("agent", json!({"proof": "token"})),

@@ -32,6 +32,8 @@ fn classify(event: &Event) -> (Class, u32, &'static str, Severity) {
         | Event::CheckpointCreated { .. }
         | Event::AttestationIssued { .. } => (API, 1, "Create", Informational),
         Event::SandboxCreateFailed { .. } => (API, 1, "Create", Low),
+        Event::SandboxClaimed { .. } => (API, 3, "Update", Informational),
+        Event::SandboxClaimFailed { .. } => (API, 3, "Update", Low),
         Event::SecretsDelivered { .. } => (API, 2, "Read", Informational),
         Event::KeyRotated { .. } | Event::KeyDeprecated { .. } => (API, 3, "Update", Informational),
         Event::AgentAdded { .. } => (ACCOUNT, 1, "Create", Informational),
@@ -156,6 +158,17 @@ fn api(record: &AuditRecord) -> Value {
         Event::SandboxRestored { checkpoint, manifest_digest } => (
             vec![sandbox(), resource(Some(checkpoint), "checkpoint")],
             json!({ "unmapped": { "manifest_digest": manifest_digest } }),
+        ),
+        Event::SandboxClaimed { pool, claim, policy_digest } => (
+            vec![sandbox(), resource(Some(pool), "pool")],
+            json!({ "unmapped": { "claim": claim, "policy_digest": policy_digest } }),
+        ),
+        Event::SandboxClaimFailed { pool, claim, step, error, spoilt } => (
+            vec![sandbox(), resource(Some(pool), "pool")],
+            json!({
+                "status_id": 2, "status": "Failure", "status_detail": error,
+                "unmapped": { "claim": claim, "step": step, "spoilt": spoilt },
+            }),
         ),
         Event::SecretsDelivered { names } => {
             let secrets = names.iter().map(|name| json!({ "name": name, "type": "secret" }));
@@ -357,8 +370,8 @@ mod tests {
     #[test]
     fn every_event_has_what_its_class_requires() {
         let classes = [
-            6003, 1007, 1007, 6003, 6003, 6003, 3002, 3002, 1007, 6003, 6003, 6003, 6003, 6003, 3001, 3001, 4001, 4001,
-            4001, 6003, 2004, 2004, 2004, 2004,
+            6003, 1007, 1007, 6003, 6003, 6003, 3002, 3002, 1007, 6003, 6003, 6003, 6003, 6003, 6003, 6003, 3001, 3001,
+            4001, 4001, 4001, 6003, 2004, 2004, 2004, 2004,
         ];
         for (happened, class) in one_of_each().into_iter().zip(classes) {
             for about in [record(0, Event::SandboxDeleted {}).about, About::default()] {
@@ -411,15 +424,17 @@ mod tests {
             (7, "/user/uid", json!("spiffe://example.org/agent/a")),
             (8, "/process/name", json!("/bin/sh")),
             (8, "/unmapped/namespace", json!("default")),
-            (11, "/resources/1/name", json!("db")),
-            (13, "/resources/0/uid", json!("k1")),
-            (14, "/unmapped/keys", json!(["2026-11"])),
-            (15, "/activity_name", json!("Disable")),
-            (16, "/action", json!("Allowed")),
-            (17, "/disposition", json!("Blocked")),
-            (17, "/dst_endpoint/port", json!(443)),
-            (22, "/unmapped/lost", json!(3)),
-            (23, "/unmapped/digest", json!("sha256:ee")),
+            (11, "/resources/1/uid", json!("agents")),
+            (12, "/unmapped/spoilt", json!(true)),
+            (13, "/resources/1/name", json!("db")),
+            (15, "/resources/0/uid", json!("k1")),
+            (16, "/unmapped/keys", json!(["2026-11"])),
+            (17, "/activity_name", json!("Disable")),
+            (18, "/action", json!("Allowed")),
+            (19, "/disposition", json!("Blocked")),
+            (19, "/dst_endpoint/port", json!(443)),
+            (24, "/unmapped/lost", json!(3)),
+            (25, "/unmapped/digest", json!("sha256:ee")),
         ] {
             let got = event(&record(0, one_of_each().swap_remove(happened)), 0);
             assert_eq!(got.pointer(pointer), Some(&expected), "{pointer} of {got}");

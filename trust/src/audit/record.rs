@@ -80,6 +80,10 @@ pub enum Event {
     CheckpointCreated { checkpoint: Text, manifest_digest: Option<Text>, exited: bool },
     /// The sandbox was made from a saved state.
     SandboxRestored { checkpoint: Text, manifest_digest: Option<Text> },
+    /// A sandbox that waited in a pool works from here on for the agent that `about` names, under this policy.
+    SandboxClaimed { pool: Text, claim: Text, policy_digest: Option<Text> },
+    /// A claim failed at a step; `spoilt` where the sandbox had been changed by then, and nobody gets it any more.
+    SandboxClaimFailed { pool: Text, claim: Text, step: Text, error: Text, spoilt: bool },
     /// Secrets were put into the sandbox; their names, never their values.
     SecretsDelivered { names: Vec<Text> },
     /// A signing key of the node was replaced.
@@ -175,7 +179,7 @@ impl AuditRecord {
 
 impl Event {
     /// The names of all events, as `audit search --event` takes them.
-    pub const NAMES: [&str; 24] = [
+    pub const NAMES: [&str; 26] = [
         "SandboxCreated",
         "SandboxStarted",
         "SandboxExited",
@@ -187,6 +191,8 @@ impl Event {
         "ExecStarted",
         "CheckpointCreated",
         "SandboxRestored",
+        "SandboxClaimed",
+        "SandboxClaimFailed",
         "SecretsDelivered",
         "KeyRotated",
         "KeyDeprecated",
@@ -219,6 +225,8 @@ impl Event {
             Self::ExecStarted { .. } => "ExecStarted",
             Self::CheckpointCreated { .. } => "CheckpointCreated",
             Self::SandboxRestored { .. } => "SandboxRestored",
+            Self::SandboxClaimed { .. } => "SandboxClaimed",
+            Self::SandboxClaimFailed { .. } => "SandboxClaimFailed",
             Self::SecretsDelivered { .. } => "SecretsDelivered",
             Self::KeyRotated { .. } => "KeyRotated",
             Self::KeyDeprecated { .. } => "KeyDeprecated",
@@ -350,6 +358,14 @@ pub(crate) mod tests {
             Event::ExecStarted { exec: text("e1"), program: text("/bin/sh"), terminal: true },
             Event::CheckpointCreated { checkpoint: text("c1"), manifest_digest: some("sha256:dd"), exited: false },
             Event::SandboxRestored { checkpoint: text("c1"), manifest_digest: None },
+            Event::SandboxClaimed { pool: text("agents"), claim: text("c-1"), policy_digest: some("sha256:aa") },
+            Event::SandboxClaimFailed {
+                pool: text("agents"),
+                claim: text("c-2"),
+                step: text("fence"),
+                error: text("creto-egress gave no answer"),
+                spoilt: true,
+            },
             Event::SecretsDelivered { names: vec![text("db"), text("api")] },
             Event::KeyRotated { purpose: text("attestation"), key: text("k2"), previous: some("k1") },
             Event::KeyDeprecated { purpose: text("attestation"), key: text("k1") },

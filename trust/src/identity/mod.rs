@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Clock;
 use crate::id::{AgentId, BackendName, PolicyName};
 use replay::{ReplayError, SeenTokens};
-use source::{AgentSource, SourceError};
+use source::{Agent, AgentSource, SourceError};
 use token::{Rules, TokenError};
 
 /// How it is known that the sandbox works for its agent.
@@ -86,6 +86,17 @@ pub struct Claim<'a> {
     /// What is in the file of `creto.dev/agent-token-file`.
     pub token: Option<&'a str>,
     /// What will make the sandbox.
+    pub backend: &'a BackendName,
+}
+
+/// What somebody says who has verified the agent's token, or need not.
+#[derive(Clone, Copy, Debug)]
+pub struct Word<'a> {
+    /// For whom the sandbox is to work.
+    pub agent: Option<&'a AgentId>,
+    /// Whether its token was verified, and is used up.
+    pub by_token: bool,
+    /// What has made the sandbox.
     pub backend: &'a BackendName,
 }
 
@@ -159,27 +170,8 @@ impl Binder {
     /// The checks, in this order: cheap and local ones before the look-up, the token's own before its name is used up, so that
     /// whoever cannot sign for the agent can neither fill the memory of seen tokens nor spend a token of the agent's.
     pub async fn bind(&self, claim: Claim<'_>) -> Result<Identity, BindError> {
-        // 1. Is anybody named?
-        let Some(id) = claim.agent else {
-            return match (claim.token, self.settings.anonymous) {
-                (Some(_), _) => Err(BindError::TokenAlone),
-                (None, Permission::Deny) => Err(BindError::Anonymous),
-                (None, Permission::Allow) => Ok(Identity { agent: None, proof: Proof::None, default_policy: None }),
-            };
-        };
-        // 2. Must it prove who it is?
-        if claim.token.is_none() && self.settings.operator == Permission::Deny {
-            return Err(BindError::NoToken(id.clone()));
-        }
-        // 3. Is it known, and not shut out?
-        let agent = self.source.agent(id).await?;
-        // 4. May it have this backend?
-        if let Some(allowed) = &agent.backends
-            && !allowed.contains(claim.backend)
-        {
-            let allowed = allowed.iter().map(ToString::to_string).collect();
-            return Err(BindError::Backend { agent: agent.id, backend: claim.backend.clone(), allowed });
-        }
+        let Some(id) = claim.agent else { return self.nobody(claim.token.is_some()) };
+        let agent = self.known(id, claim.token.is_some(), claim.backend).await?;
         // 5. Is it who it says?
         let proof = match claim.token {
             None => Proof::Operator,
@@ -197,6 +189,41 @@ impl Binder {
         Ok(Identity { agent: Some(agent.id), proof, default_policy: agent.default_policy })
     }
 
+    /// The checks of somebody else's word: the same, but for those of the token, which whoever gives its word has made.
+    pub async fn vouched(&self, word: Word<'_>) -> Result<Identity, BindError> {
+        let Some(id) = word.agent else { return self.nobody(word.by_token) };
+        let agent = self.known(id, word.by_token, word.backend).await?;
+        let proof = if word.by_token { Proof::Token } else { Proof::Operator };
+        Ok(Identity { agent: Some(agent.id), proof, default_policy: agent.default_policy })
+    }
+
+    /// 1. Nobody is named: may that be?
+    fn nobody(&self, has_token: bool) -> Result<Identity, BindError> {
+        match (has_token, self.settings.anonymous) {
+            (true, _) => Err(BindError::TokenAlone),
+            (false, Permission::Deny) => Err(BindError::Anonymous),
+            (false, Permission::Allow) => Ok(Identity { agent: None, proof: Proof::None, default_policy: None }),
+        }
+    }
+
+    /// Whom the claim names, if it may be bound to this backend.
+    async fn known(&self, id: &AgentId, has_token: bool, backend: &BackendName) -> Result<Agent, BindError> {
+        // 2. Must it prove who it is?
+        if !has_token && self.settings.operator == Permission::Deny {
+            return Err(BindError::NoToken(id.clone()));
+        }
+        // 3. Is it known, and not shut out?
+        let agent = self.source.agent(id).await?;
+        // 4. May it have this backend?
+        match &agent.backends {
+            Some(allowed) if !allowed.contains(backend) => {
+                let allowed = allowed.iter().map(ToString::to_string).collect();
+                Err(BindError::Backend { agent: agent.id, backend: backend.clone(), allowed })
+            }
+            _ => Ok(agent),
+        }
+    }
+
     /// Whether whoever was bound is still known, and not shut out. Nobody is never shut out.
     pub async fn still(&self, identity: &Identity) -> Result<(), SourceError> {
         match &identity.agent {
@@ -212,7 +239,7 @@ mod tests {
     use ed25519_dalek::SigningKey;
     use serde_json::json;
 
-    use super::source::{Agent, AgentKey};
+    use super::source::AgentKey;
     use super::*;
     use crate::clock::{FixedClock, Timestamp};
     use crate::keys::public_half;
@@ -278,6 +305,31 @@ mod tests {
             let identity = bind(&binder, name, token.as_deref(), "gvisor").await.unwrap();
             assert_eq!((identity.agent(), identity.proof()), (name.map(agent).as_ref(), proof));
             assert_eq!(identity.default_policy().map(ToString::to_string), name.map(|_| "web-only".to_owned()));
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_vouched_for_passes_all_checks_but_those_of_the_token() {
+        use Permission::{Allow, Deny};
+        let (dir, gvisor, kata) = (tempfile::tempdir().unwrap(), "gvisor".parse().unwrap(), "kata".parse().unwrap());
+        for (anonymous, operator, name, by_token, backend, expected) in [
+            (Allow, Allow, None, false, &gvisor, Ok(Proof::None)),
+            (Deny, Allow, None, false, &gvisor, Err("identity.anonymous")),
+            (Allow, Allow, None, true, &gvisor, Err("a token without an agent")),
+            (Allow, Allow, Some("a"), false, &gvisor, Ok(Proof::Operator)),
+            (Allow, Deny, Some("a"), false, &gvisor, Err("identity.operator")),
+            (Allow, Deny, Some("a"), true, &gvisor, Ok(Proof::Token)),
+            (Allow, Allow, Some("a"), true, &kata, Err("may not use backend kata")),
+            (Allow, Allow, Some("revoked"), true, &gvisor, Err("revoked")),
+            (Allow, Allow, Some("c"), true, &gvisor, Err("not known")),
+        ] {
+            let agent = name.map(agent);
+            let word = Word { agent: agent.as_ref(), by_token, backend };
+            match (binder(&dir, anonymous, operator).vouched(word).await, expected) {
+                (Ok(identity), Ok(proof)) => assert_eq!((identity.agent(), identity.proof()), (agent.as_ref(), proof)),
+                (Err(error), Err(why)) => assert!(error.to_string().contains(why), "{error}"),
+                (result, expected) => panic!("{name:?}: {result:?}, expected {expected:?}"),
+            }
         }
     }
 
