@@ -7,6 +7,10 @@
 
 pub mod cli;
 
+pub mod error;
+pub mod pool;
+pub mod store;
+
 pub mod image;
 pub mod labels;
 pub mod quantity;
