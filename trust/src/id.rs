@@ -94,11 +94,15 @@ name! {
 }
 name! {
     /// A pool of sandboxes that wait to be claimed.
-    PoolName(String), "pool name", |text| words(text, 76)
+    PoolName(String), "pool name", |text| words(text, 63)
 }
 name! {
     /// Which template of its pool a sandbox was made from, as the pool's owner calls it.
     PoolGeneration(String), "pool generation", |text| words(text, 76)
+}
+name! {
+    /// A sandbox as people call it, beside its id.
+    SandboxName(String), "sandbox name", |text| words(text, 63)
 }
 name! {
     /// One claim of a sandbox, named by whoever claims: a claim that is made again under its name is the same.

@@ -22,3 +22,5 @@ pub mod digest;
 pub mod https;
 pub mod id;
 pub mod json;
+#[cfg(feature = "ledger")]
+pub mod sqlite;

@@ -6,6 +6,12 @@ use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use trust::chain::chain;
+
+use crate::error::{ClaimError, SpawnError};
+use crate::pools::PoolError;
+use crate::sandboxes::SandboxError;
+use crate::store::StoreError;
 
 /// Before the code of a problem, to make its `type`.
 pub const TYPES: &str = "https://creto.dev/problems/";
@@ -48,6 +54,51 @@ impl Problem {
     }
 }
 
+fn status(number: u16) -> StatusCode {
+    StatusCode::from_u16(number).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+impl From<SpawnError> for Problem {
+    fn from(error: SpawnError) -> Self {
+        Self::new(status(error.status()), error.code(), chain(&error)).hint(error.hint())
+    }
+}
+
+impl From<ClaimError> for Problem {
+    fn from(error: ClaimError) -> Self {
+        Self::new(status(error.status()), error.code(), chain(&error)).hint(error.hint())
+    }
+}
+
+impl From<SandboxError> for Problem {
+    fn from(error: SandboxError) -> Self {
+        let (status, code) = match &error {
+            SandboxError::NotFound(_) => (StatusCode::NOT_FOUND, "sandbox-not-found"),
+            SandboxError::Busy(_) => (StatusCode::CONFLICT, "sandbox-busy"),
+            SandboxError::Log(..) => (StatusCode::INTERNAL_SERVER_ERROR, "log-unreadable"),
+            SandboxError::Store(StoreError::NotFound(_)) => (StatusCode::NOT_FOUND, "sandbox-not-found"),
+            SandboxError::Store(StoreError::WrongPhase(_)) => (StatusCode::CONFLICT, "wrong-phase"),
+            SandboxError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store-unavailable"),
+        };
+        Self::new(status, code, chain(&error))
+    }
+}
+
+impl From<PoolError> for Problem {
+    fn from(error: PoolError) -> Self {
+        let (status, code) = match error {
+            PoolError::NotFound(_) => (StatusCode::NOT_FOUND, "pool-not-found"),
+            PoolError::Exists(_) => (StatusCode::CONFLICT, "pool-exists"),
+            PoolError::OfFile(_) => (StatusCode::CONFLICT, "pool-of-file"),
+            PoolError::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "pool-invalid"),
+            PoolError::Policy(_) => (StatusCode::UNPROCESSABLE_ENTITY, "policy-invalid"),
+            PoolError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store-unavailable"),
+            PoolError::Spawn(error) => return error.into(),
+        };
+        Self::new(status, code, chain(&error))
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.detail)?;
@@ -60,7 +111,7 @@ impl fmt::Display for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = status(self.status);
         let body = serde_json::to_vec(&self).unwrap_or_default(); // strings and a number: it does not fail
         let kind = [(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"))];
         (status, kind, body).into_response()

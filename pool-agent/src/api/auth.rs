@@ -1,0 +1,122 @@
+//! Who asks. Over the socket it is root, who may do all and say for whom. Over TCP it is an agent, by a token of its own that is good
+//! once (docs/identity.md), for its own sandboxes; who brings none may look and change nothing.
+
+use std::sync::Arc;
+
+use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, StatusCode};
+use trust::clock::SystemClock;
+use trust::id::{AgentId, BackendName};
+use trust::identity::registry::Registry;
+use trust::identity::replay::SeenTokens;
+use trust::identity::token::{Rules, unverified_subject};
+use trust::identity::{self, Binder, Permission};
+use trust::sandbox_api::Proven;
+
+use super::problem::Problem;
+use crate::claim::Caller;
+use crate::node::Node;
+use crate::ports::Ports;
+use crate::sandbox::Sandbox;
+use crate::spec::Backend;
+
+/// Which way a request came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// The socket, from root.
+    Socket,
+    /// TCP.
+    Tcp,
+}
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// The node's operator.
+    Operator,
+    /// An agent, by its token.
+    Agent(AgentId),
+}
+
+/// Checks tokens.
+pub struct Auth {
+    binder: Result<Binder, String>,
+}
+
+impl Auth {
+    /// By the node's registry of agents.
+    pub fn new(ports: &Ports) -> Self {
+        let binder = Node::read(&ports.root).map_err(|e| e.to_string()).map(|node| Binder {
+            source: Box::new(Registry::new(ports.root.agents())),
+            seen: SeenTokens::new(ports.root.lib().join("seen-tokens")),
+            clock: Arc::new(SystemClock),
+            settings: identity::Settings {
+                anonymous: Permission::Deny,
+                operator: Permission::Deny,
+                tokens: Rules::new(node.audience),
+            },
+        });
+        Self { binder }
+    }
+
+    /// Who asks for a change. The token of an agent is used up.
+    pub async fn who(&self, via: Via, headers: &HeaderMap, backend: Backend) -> Result<Who, Problem> {
+        if via == Via::Socket {
+            return Ok(Who::Operator);
+        }
+        let refused = |why: &str| {
+            Problem::new(StatusCode::UNAUTHORIZED, "identity-rejected", why)
+                .hint("send a fresh token of the agent's: Authorization: Bearer $(creto-runtime-cli agent token …)")
+        };
+        let header = headers.get(AUTHORIZATION).ok_or_else(|| refused("over TCP this needs an agent's token"))?;
+        let token = header.to_str().ok().and_then(|value| value.strip_prefix("Bearer "));
+        let token = token.ok_or_else(|| refused("Authorization is not \"Bearer TOKEN\""))?;
+        let agent = unverified_subject(token).map_err(|e| refused(&e.to_string()))?; // whose keys the token must be signed by
+        let binder = self.binder.as_ref().map_err(|why| refused(why))?;
+        let backend: BackendName = backend.name().parse().map_err(|e: trust::id::BadId| refused(&e.to_string()))?;
+        let claim = identity::Claim { agent: Some(&agent), token: Some(token), backend: &backend };
+        binder.bind(claim).await.map_err(|e| refused(&e.to_string()))?;
+        Ok(Who::Agent(agent))
+    }
+
+    /// The same, where the node's operator alone may.
+    pub async fn operator(&self, via: Via) -> Result<(), Problem> {
+        match via {
+            Via::Socket => Ok(()),
+            Via::Tcp => Err(Problem::new(
+                StatusCode::FORBIDDEN,
+                "operator-only",
+                "this is for the node's operator, over /run/creto/pool-agent.sock",
+            )),
+        }
+    }
+}
+
+impl Who {
+    /// For whom a sandbox is made or claimed: an agent for itself, the operator for whomever it names.
+    pub fn caller(self, named: Option<AgentId>) -> Result<Caller, Problem> {
+        match (self, named) {
+            (Self::Operator, agent) => Ok(Caller { agent, proven: Proven::Operator }),
+            (Self::Agent(agent), None) => Ok(Caller { agent: Some(agent), proven: Proven::Token }),
+            (Self::Agent(agent), Some(named)) if named == agent => Ok(Caller { agent: Some(agent), proven: Proven::Token }),
+            (Self::Agent(agent), Some(named)) => Err(Problem::new(
+                StatusCode::FORBIDDEN,
+                "identity-rejected",
+                format!("{agent} asks for {named}: an agent asks for itself"),
+            )),
+        }
+    }
+
+    /// An agent has to do with its own sandboxes alone. Another's is told from none by nobody.
+    pub fn may(&self, sandbox: &Sandbox) -> Result<(), Problem> {
+        match self {
+            Self::Operator => Ok(()),
+            Self::Agent(agent) if sandbox.agent.as_ref() == Some(agent) => Ok(()),
+            Self::Agent(_) => Err(Problem::new(
+                StatusCode::NOT_FOUND,
+                "sandbox-not-found",
+                format!("there is no sandbox {}", sandbox.id),
+            )),
+        }
+    }
+}

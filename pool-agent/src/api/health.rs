@@ -1,0 +1,97 @@
+//! `/health`, `/metrics` and `/v1/runtimes`: how the node is. Each component is really asked, all at once, with a deadline.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::{Extension, Json};
+
+use super::Api;
+use super::auth::Via;
+use super::input::Body;
+use super::problem::Problem;
+use super::types::{Health, HealthStatus, Runtime};
+use crate::admission::drain;
+use crate::config;
+use crate::ports::Ports;
+use crate::spec::Backend;
+
+/// Whoever does not answer in time is not well.
+const DEADLINE: Duration = Duration::from_secs(2);
+const OK: &str = "ok";
+
+pub async fn health(State(api): State<Api>) -> (StatusCode, Json<Health>) {
+    let ports = &api.ports;
+    let (containerd, store, egress) = tokio::join!(containerd(ports), store(ports), egress(ports));
+    let database = match ports.config.store {
+        config::Store::Sqlite {} => "sqlite",
+        config::Store::Etcd { .. } => "etcd",
+    };
+    let components = BTreeMap::from([("containerd", containerd), (database, store), ("egress", egress)]);
+    let well = |name: &str| components.get(name).is_some_and(|said| said == OK);
+    let status = match (well("containerd") && well(database), well("egress")) {
+        (true, true) => HealthStatus::Healthy,
+        (true, false) => HealthStatus::Degraded, // sandboxes without a network can be made still
+        (false, _) => HealthStatus::Unhealthy,
+    };
+    let code = match status {
+        HealthStatus::Healthy => StatusCode::OK,
+        HealthStatus::Degraded | HealthStatus::Unhealthy => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let components = components.into_iter().map(|(name, said)| (name.to_owned(), said)).collect();
+    (code, Json(Health { status, components }))
+}
+
+async fn said<T, E: std::fmt::Display>(asked: impl Future<Output = Result<T, E>>) -> String {
+    match tokio::time::timeout(DEADLINE, asked).await {
+        Ok(Ok(_)) => OK.to_owned(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {DEADLINE:?}"),
+    }
+}
+
+async fn containerd(ports: &Ports) -> String {
+    said(ports.maker.containers.version()).await
+}
+
+async fn store(ports: &Ports) -> String {
+    said(ports.store.health()).await
+}
+
+async fn egress(ports: &Ports) -> String {
+    let socket = ports.root.egress_socket();
+    said(async move {
+        let asked = tokio::task::spawn_blocking(move || egress::client::Client::new(socket).list().map(drop));
+        asked.await.map_err(|e| e.to_string())?.map_err(|e| trust::chain::chain(&e))
+    })
+    .await
+}
+
+pub async fn metrics(State(api): State<Api>) -> impl IntoResponse {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(CONTENT_TYPE, kind)], api.ports.metrics.text(""))
+}
+
+pub async fn runtimes(State(api): State<Api>) -> Result<Json<BTreeMap<String, Runtime>>, Problem> {
+    let drains = api.ports.store.drained(&api.ports.node).await.map_err(crate::error::SpawnError::Store)?;
+    let drained = |backend: Backend| crate::admission::drained(&drains, backend).is_some();
+    Ok(Json(Backend::ALL.map(|backend| (backend.to_string(), Runtime { drained: drained(backend) })).into()))
+}
+
+pub async fn set_runtime(
+    State(api): State<Api>,
+    Extension(via): Extension<Via>,
+    Path(name): Path<String>,
+    Body(asked): Body<Runtime>,
+) -> Result<Json<Runtime>, Problem> {
+    api.auth.operator(via).await?;
+    let backend: Backend = name.parse().map_err(|e| Problem::new(StatusCode::NOT_FOUND, "runtime-not-found", e))?;
+    let drain = drain(&api.ports.node, backend);
+    api.ports.store.set_drained(&drain, asked.drained).await.map_err(crate::error::SpawnError::Store)?;
+    tracing::info!(%backend, drained = asked.drained, "by the operator");
+    api.pools.look();
+    Ok(Json(asked))
+}

@@ -1,0 +1,169 @@
+//! creto-pool-agent from its start to SIGTERM. Sandboxes outlive it: the next one adopts them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use egress::policy::Policies;
+use tokio::signal::unix::{SignalKind, signal};
+use trust::clock::SystemClock;
+
+use crate::api::{self, Api};
+use crate::config::{self, Config, ConfigError};
+use crate::containerd::{self, BadNamespace, Containerd};
+use crate::metrics::Metrics;
+use crate::network::{BadConflist, Cni, Conflist};
+use crate::node::{Node, NodeError, Root};
+use crate::pools::WarmPoolManager;
+use crate::ports::{Hands, Ports};
+use crate::recovery;
+use crate::sandboxes::SandboxManager;
+use crate::spawn;
+use crate::store::etcd::Etcd;
+use crate::store::sqlite::Sqlite;
+use crate::store::{Store, StoreError};
+
+/// What has expired is looked for so often.
+const EXPIRE: Duration = Duration::from_secs(1);
+/// A CNI plugin may take so long.
+const PLUGIN: Duration = Duration::from_secs(30);
+/// The holder, beside this program.
+const HOLDER: &str = "creto-hold";
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonFailed {
+    /// Its settings.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The node's name.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The CNI configuration.
+    #[error(transparent)]
+    Network(#[from] BadConflist),
+    /// containerd's namespace.
+    #[error(transparent)]
+    Namespace(#[from] BadNamespace),
+    /// Its records.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Something of the system's.
+    #[error("{doing}")]
+    Io {
+        /// What was done.
+        doing: String,
+        /// What came of it.
+        #[source]
+        error: io::Error,
+    },
+}
+
+pub(crate) fn doing<T>(what: impl Into<String>, result: io::Result<T>) -> Result<T, DaemonFailed> {
+    result.map_err(|error| DaemonFailed::Io { doing: what.into(), error })
+}
+
+/// Runs until SIGTERM or SIGINT; SIGHUP reads pools.d again.
+pub fn run(root: Option<&Path>) -> Result<(), DaemonFailed> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    doing("starting", runtime)?.block_on(serve(Root::new(root)))
+}
+
+async fn serve(root: Root) -> Result<(), DaemonFailed> {
+    let mut end = doing("signals", signal(SignalKind::terminate()))?;
+    let mut interrupt = doing("signals", signal(SignalKind::interrupt()))?;
+    let mut reload = doing("signals", signal(SignalKind::hangup()))?;
+    let ports = Arc::new(open(root).await?);
+    let pools = WarmPoolManager::new(ports.clone());
+    let sandboxes = SandboxManager::new(ports.clone());
+    let listeners = api::listen(&ports).await?;
+    if let Err(error) = pools.read_files().await {
+        tracing::error!(%error, "pools.d is not read");
+    }
+    tokio::spawn(recovery::listen(pools.clone()));
+    tokio::spawn({
+        let pools = pools.clone();
+        async move { pools.run().await }
+    });
+    tokio::spawn(expire(ports.clone(), sandboxes.clone()));
+    let socket = ports.root.agent_socket();
+    api::serve(listeners, Api::new(pools.clone(), sandboxes));
+    tracing::info!(node = %ports.node, socket = %socket.display(), "creto-pool-agent serves");
+    loop {
+        tokio::select! {
+            _ = end.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = reload.recv() => {
+                if let Err(error) = pools.read_files().await {
+                    tracing::error!(%error, "pools.d is not read");
+                }
+            }
+        }
+    }
+    tracing::info!("creto-pool-agent ends; its sandboxes go on");
+    let _ = std::fs::remove_file(socket);
+    Ok(())
+}
+
+async fn open(root: Root) -> Result<Ports, DaemonFailed> {
+    let config = Config::read(&root.agent_config())?;
+    let node = Node::read(&root)?.id;
+    for dir in [root.lib().to_owned(), root.run().to_owned()] {
+        doing(dir.display().to_string(), std::fs::create_dir_all(&dir))?;
+    }
+    let store: Arc<dyn Store> = match &config.store {
+        config::Store::Sqlite {} => Arc::new(Sqlite::open(&root.database())?),
+        config::Store::Etcd { endpoints } => Arc::new(Etcd::connect(endpoints).await?),
+    };
+    let settings = containerd::Settings {
+        namespace: config.containerd.namespace.clone(),
+        snapshotter: config.containerd.snapshotter.clone(),
+        ..containerd::Settings::at(&config.containerd.address)
+    };
+    let network = &config.network;
+    let cni = Cni::new(Conflist::read(&network.conflist)?, network.plugins.clone(), root.run(), PLUGIN);
+    let maker = spawn::Node {
+        containers: Arc::new(Containerd::new(settings)?),
+        networks: Arc::new(cni),
+        namespace: config.containerd.namespace.clone(),
+    };
+    Ok(Ports {
+        node,
+        policies: Policies::new(root.policies()),
+        store,
+        maker,
+        clock: Arc::new(SystemClock),
+        metrics: Metrics::new(),
+        holder: holder()?,
+        hands: Arc::new(Hands::default()),
+        root,
+        config,
+    })
+}
+
+/// Installed beside this program.
+fn holder() -> Result<PathBuf, DaemonFailed> {
+    let program = doing("finding its own program", std::env::current_exe())?;
+    let holder = program.with_file_name(HOLDER);
+    match holder.exists() {
+        true => Ok(holder),
+        false => Err(DaemonFailed::Io {
+            doing: format!("{} must stand beside {}", HOLDER, program.display()),
+            error: io::ErrorKind::NotFound.into(),
+        }),
+    }
+}
+
+async fn expire(ports: Arc<Ports>, sandboxes: SandboxManager) {
+    let mut due = tokio::time::interval(EXPIRE);
+    loop {
+        due.tick().await;
+        if let Err(error) = recovery::expire(&ports).await {
+            tracing::warn!(%error, "what has expired is not known");
+        }
+        if let Err(error) = sandboxes.count().await {
+            tracing::warn!(%error, "sandboxes are not counted");
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! One more process in a running sandbox, with somebody at its other end: FIFOs, which its shim opens, and we carry. Its end, or that
+//! of whoever asked for it, ends both. And the output of the sandbox's own command, from its log, until that ends.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
+
+use crate::containerd::stdio::Fifos;
+use crate::making::fresh_id;
+use crate::ports::Ports;
+use crate::running::{self, Command, MAIN, RunError};
+use crate::sandbox::{Phase, Sandbox};
+use crate::shim::{Exec, Process, Shim, ShimError};
+
+/// A process may run for as long as it likes.
+const LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A log that grows is looked at so often.
+const LOOK: Duration = Duration::from_millis(5);
+/// What is carried at once, in bytes.
+const PART: usize = 32 << 10;
+
+/// What comes from whoever asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FromClient {
+    /// For the process's stdin.
+    Input(Vec<u8>),
+    /// There is no more.
+    EndOfInput,
+    /// The terminal has this size now, in characters.
+    Resize {
+        /// Its width.
+        columns: u16,
+        /// Its height.
+        rows: u16,
+    },
+}
+
+/// What goes to whoever asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToClient {
+    /// From stdout, or from the terminal.
+    Stdout(Vec<u8>),
+    /// From stderr.
+    Stderr(Vec<u8>),
+}
+
+/// How a process has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its exit code, or 128 + the signal.
+    pub status: u32,
+}
+
+/// Why nothing runs.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// It waits for a claim, or has ended.
+    #[error("sandbox {0} does not run: claim it, or spawn another")]
+    NotRunning(trust::id::SandboxId),
+    /// What is to run?
+    #[error("name a command")]
+    NoCommand,
+    /// The sandbox does not run it.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The FIFOs.
+    #[error("the process's input and output")]
+    Io(#[from] io::Error),
+}
+
+impl From<ShimError> for ExecError {
+    fn from(error: ShimError) -> Self {
+        Self::Run(error.into())
+    }
+}
+
+/// A process that runs, and its ends. Dropped, the process is killed and nothing of it is left.
+pub struct Session {
+    shim: Shim,
+    id: String,
+    kind: Kind,
+}
+
+enum Kind {
+    Exec { exec: Guard, ends: Ends },
+    Attached { log: PathBuf },
+}
+
+/// Where the process's bytes come and go.
+struct Ends {
+    stdin: Option<pipe::Sender>,
+    stdout: pipe::Receiver,
+    stderr: Option<pipe::Receiver>,
+}
+
+/// Takes an exec away, however its session ends.
+struct Guard {
+    shim: Shim,
+    id: String,
+    exec: String,
+    fifos: Fifos,
+    ended: bool,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let (shim, id, exec, ended) = (self.shim.clone(), self.id.clone(), self.exec.clone(), self.ended);
+        if let Err(error) = self.fifos.remove() {
+            tracing::warn!(%error, "FIFOs are left");
+        }
+        tokio::spawn(async move {
+            let process = Process { id: &id, exec: &exec };
+            if !ended {
+                let _ = shim.kill(process, Signal::SIGKILL as u32, false).await; // it may have ended by now
+                let _ = shim.wait(process, Duration::from_secs(5)).await;
+            }
+            if let Err(error) = shim.delete(process).await {
+                tracing::debug!(%error, sandbox = id, "an exec is left to its sandbox's end");
+            }
+        });
+    }
+}
+
+impl Session {
+    /// Runs a command in a sandbox.
+    pub async fn start(
+        ports: &Ports,
+        sandbox: &Sandbox,
+        command: &Command,
+        terminal: bool,
+        stdin: bool,
+    ) -> Result<Self, ExecError> {
+        if sandbox.phase != Phase::Running {
+            return Err(ExecError::NotRunning(sandbox.id.clone()));
+        }
+        if command.args.is_empty() {
+            return Err(ExecError::NoCommand);
+        }
+        let spec = running::process(&running::config(ports, &sandbox.id)?, command, terminal)?;
+        let shim = ports.shim(&sandbox.id).await?;
+        let exec = fresh_id("exec").map_err(|e| io::Error::other(e.to_string()))?.to_string();
+        let all = ports.root.run().join("io");
+        std::fs::create_dir_all(&all)?;
+        let fifos = Fifos::make(&all.join(&exec), terminal)?;
+        let id = sandbox.id.to_string();
+        let mut guard = Guard { shim: shim.clone(), id: id.clone(), exec: exec.clone(), fifos, ended: true };
+        let [input, output, errors] = guard.fifos.paths();
+        let text = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        let input = input.filter(|_| stdin);
+        let process = Process { id: &id, exec: &exec };
+        let (stdin, stdout, stderr) = (text(&input), text(&output), text(&errors));
+        shim.exec(&Exec { process, spec: &spec, stdin: &stdin, stdout: &stdout, stderr: &stderr, terminal }).await?;
+        guard.ended = false;
+        // Both ends open theirs at once: each open waits for the other.
+        let opened = async {
+            let stdin = match &input {
+                Some(path) => Some(pipe::Sender::from_file(open(path, OFlag::O_WRONLY).await?)?),
+                None => None,
+            };
+            let stdout = match &output {
+                Some(path) => pipe::Receiver::from_file(open(path, OFlag::O_RDONLY).await?)?,
+                None => return Err(io::Error::other("no stdout")),
+            };
+            let stderr = match &errors {
+                Some(path) => Some(pipe::Receiver::from_file(open(path, OFlag::O_RDONLY).await?)?),
+                None => None,
+            };
+            Ok(Ends { stdin, stdout, stderr })
+        };
+        let (started, ends) = tokio::join!(shim.start(process), async {
+            tokio::time::timeout(Duration::from_secs(10), opened).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        });
+        if let Err(error) = started {
+            guard.ended = true;
+            return Err(error.into());
+        }
+        Ok(Self { shim, id, kind: Kind::Exec { exec: guard, ends: ends? } })
+    }
+
+    /// The sandbox's own output, from its beginning, and its command's end.
+    pub async fn attach(ports: &Ports, sandbox: &Sandbox) -> Result<Self, ExecError> {
+        let shim = ports.shim(&sandbox.id).await.map_err(|_| ExecError::NotRunning(sandbox.id.clone()))?;
+        Ok(Self { shim, id: sandbox.id.to_string(), kind: Kind::Attached { log: ports.log(&sandbox.id) } })
+    }
+
+    /// Carries both ways until the process has ended and all that it wrote is told.
+    pub async fn run(self, from: mpsc::Receiver<FromClient>, to: mpsc::Sender<ToClient>) -> Result<Ended, ExecError> {
+        let Self { shim, id, kind } = self;
+        match kind {
+            Kind::Attached { log } => attached(&shim, &id, &log, &to).await,
+            Kind::Exec { mut exec, ends } => {
+                let name = exec.exec.clone();
+                let process = Process { id: &id, exec: &name };
+                let Ends { stdin, stdout, stderr } = ends;
+                let input = carry_in(&shim, process, stdin, from);
+                let output = async {
+                    let errors = async {
+                        if let Some(stderr) = stderr {
+                            carry_out(stderr, &to, ToClient::Stderr).await;
+                        }
+                    };
+                    tokio::join!(carry_out(stdout, &to, ToClient::Stdout), errors);
+                };
+                let ended = async {
+                    let (exit, ()) = tokio::join!(shim.wait(process, LIFE), output);
+                    exit
+                };
+                let exit = tokio::select! {
+                    exit = ended => exit?,
+                    () = input => return Err(io::Error::from(io::ErrorKind::BrokenPipe).into()),
+                };
+                exec.ended = true;
+                Ok(Ended { status: exit.status })
+            }
+        }
+    }
+}
+
+/// Opens one end of a FIFO when the other is opened.
+async fn open(path: &Path, how: OFlag) -> io::Result<std::fs::File> {
+    let path = path.to_owned();
+    let opened = tokio::task::spawn_blocking(move || {
+        use std::os::unix::fs::OpenOptionsExt;
+        // Without O_NONBLOCK it waits; what is read later must not.
+        let mut options = std::fs::OpenOptions::new();
+        options.read(how == OFlag::O_RDONLY).write(how == OFlag::O_WRONLY).custom_flags(OFlag::O_CLOEXEC.bits());
+        options.open(path)
+    });
+    opened.await.map_err(io::Error::other)?
+}
+
+async fn carry_out(mut from: pipe::Receiver, to: &mpsc::Sender<ToClient>, wrap: fn(Vec<u8>) -> ToClient) {
+    let mut part = vec![0; PART];
+    while let Ok(length @ 1..) = from.read(&mut part).await {
+        if to.send(wrap(part[..length].to_vec())).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Ends only when the client is gone.
+async fn carry_in(shim: &Shim, process: Process<'_>, mut stdin: Option<pipe::Sender>, mut from: mpsc::Receiver<FromClient>) {
+    while let Some(heard) = from.recv().await {
+        match heard {
+            FromClient::Input(bytes) => {
+                if let Some(open) = &mut stdin
+                    && open.write_all(&bytes).await.is_err()
+                {
+                    stdin = None; // the process reads no more
+                }
+            }
+            FromClient::EndOfInput => {
+                stdin = None;
+                if let Err(error) = shim.close_io(process).await {
+                    tracing::debug!(%error, "the end of input is not told");
+                }
+            }
+            FromClient::Resize { columns, rows } => {
+                if let Err(error) = shim.resize_pty(process, columns, rows).await {
+                    tracing::debug!(%error, "the terminal keeps its size");
+                }
+            }
+        }
+    }
+}
+
+async fn attached(shim: &Shim, id: &str, log: &Path, to: &mpsc::Sender<ToClient>) -> Result<Ended, ExecError> {
+    let main = Process { id, exec: MAIN };
+    let waited = async {
+        match shim.wait(main, LIFE).await {
+            Err(ShimError::NotFound(_)) => shim.wait(Process::init(id), LIFE).await, // it was not held: its own process
+            waited => waited,
+        }
+    };
+    tokio::pin!(waited);
+    let (mut at, mut exit) = (0, None);
+    loop {
+        let grown = follow(log, &mut at, to).await?;
+        match exit {
+            Some(exit) if !grown => return exit,
+            Some(_) => {}
+            None => tokio::select! {
+                waited = &mut waited => {
+                    exit = Some(waited.map(|exit| Ended { status: exit.status }).map_err(ExecError::from));
+                }
+                () = tokio::time::sleep(LOOK) => {}
+            },
+        }
+        if to.is_closed() {
+            return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
+        }
+    }
+}
+
+/// Tells what the log has beyond `at`; whether there was anything.
+async fn follow(log: &Path, at: &mut u64, to: &mpsc::Sender<ToClient>) -> io::Result<bool> {
+    let mut file = match tokio::fs::File::open(log).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file?,
+    };
+    if file.metadata().await?.len() <= *at {
+        return Ok(false);
+    }
+    file.seek(io::SeekFrom::Start(*at)).await?;
+    let mut part = vec![0; PART];
+    loop {
+        let length = file.read(&mut part).await?;
+        if length == 0 {
+            return Ok(true);
+        }
+        *at += length as u64;
+        if to.send(ToClient::Stdout(part[..length].to_vec())).await.is_err() {
+            return Ok(true);
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! `SandboxManager`: the node's sandboxes, whoever they were made for.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{Read, Seek, SeekFrom};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use trust::id::{AgentId, SandboxId};
+
+use crate::admission::admit;
+use crate::api::types::{SandboxView, SpawnRequest, Usage};
+use crate::containerd;
+use crate::ending::{Manner, end, give_up};
+use crate::error::SpawnError;
+use crate::making::{First, fresh_id, make};
+use crate::pool::member::{Change, Input};
+use crate::ports::Ports;
+use crate::sandbox::{Phase, Sandbox};
+use crate::store::{Filter, StoreError};
+
+/// Of a log so much is given at most, in bytes: its end.
+const LOG: u64 = 4 << 20;
+
+/// The node's sandboxes.
+#[derive(Clone)]
+pub struct SandboxManager {
+    ports: Arc<Ports>,
+    /// What each had used when it was looked at last.
+    looked: Arc<Mutex<HashMap<SandboxId, (Instant, u64)>>>,
+}
+
+/// Why a sandbox is not found, or not ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// Neither its id nor its name.
+    #[error("there is no sandbox {0}")]
+    NotFound(String),
+    /// It is being made, bound or taken down.
+    #[error("sandbox {0} is in hand: it is being made, claimed or ended; ask again")]
+    Busy(SandboxId),
+    /// Its output.
+    #[error("the output of sandbox {0}")]
+    Log(SandboxId, #[source] std::io::Error),
+    /// The agent's records.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl SandboxManager {
+    /// Over these ports.
+    pub fn new(ports: Arc<Ports>) -> Self {
+        Self { ports, looked: Arc::default() }
+    }
+
+    /// Makes a sandbox that runs at once. Goes on to its end, or that of its undo, when nobody waits for it any more.
+    pub async fn spawn(&self, request: SpawnRequest, agent: Option<AgentId>) -> Result<Sandbox, SpawnError> {
+        let this = self.clone();
+        let spawned = tokio::spawn(async move { this.spawn_here(request, agent).await });
+        spawned.await.unwrap_or(Err(SpawnError::Interrupted))
+    }
+
+    async fn spawn_here(&self, request: SpawnRequest, agent: Option<AgentId>) -> Result<Sandbox, SpawnError> {
+        let (ports, began) = (&self.ports, Instant::now());
+        let backend = request.spec.backend;
+        if let Some(policy) = &request.spec.network_policy {
+            ports.policies.resolve(&policy.to_ref()).map_err(|e| SpawnError::PolicyInvalid(e.to_string()))?;
+        }
+        admit(ports, backend).await?;
+        if let Some(name) = &request.name
+            && self.find(&name.to_string()).await.is_ok()
+        {
+            return Err(SpawnError::NameTaken(name.to_string()));
+        }
+        let id = fresh_id("sandbox")?;
+        let hand = ports.hands.take(&id).ok_or_else(|| SpawnError::NameTaken(id.to_string()))?;
+        let mut wished = Sandbox::wished(id.clone(), ports.node.clone(), None, request.spec, ports.now());
+        (wished.name, wished.agent) = (request.name, agent);
+        let expires = [wished.spec.ttl, wished.spec.max_lifetime].into_iter().flatten().min();
+        let wished = ports.store.insert(&wished).await.map_err(SpawnError::Store)?;
+        match make(ports, &wished, First::Workload).await {
+            Ok(made) => {
+                let expires_at = expires.map(|after| ports.now().plus(after));
+                let change = Change { attestation: made.attestation, expires_at, ..Change::default() };
+                ports.metrics.spawned(backend.name(), began.elapsed());
+                let started = ports.store.advance(&id, Input::Started(made.fence), change, ports.now()).await;
+                started.map_err(SpawnError::Store)
+            }
+            Err(error) => {
+                give_up(ports, &hand, error.code(), error.to_string()).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// A sandbox by its id, or by its name.
+    pub async fn find(&self, id_or_name: &str) -> Result<Sandbox, SandboxError> {
+        if let Ok(id) = id_or_name.parse::<SandboxId>()
+            && let Some(found) = self.ports.store.sandbox(&id).await?
+        {
+            return Ok(found);
+        }
+        let all = self.ports.store.sandboxes(&Filter::default()).await?;
+        let named = all.into_iter().find(|s| s.name.as_ref().is_some_and(|name| name.to_string() == id_or_name));
+        named.ok_or_else(|| SandboxError::NotFound(id_or_name.to_owned()))
+    }
+
+    /// The same, with what it uses.
+    pub async fn view(&self, id_or_name: &str) -> Result<SandboxView, SandboxError> {
+        let sandbox = self.find(id_or_name).await?;
+        Ok(self.views(vec![sandbox]).await.remove(0))
+    }
+
+    /// This node's sandboxes that fit, oldest first, with what they use.
+    pub async fn list(&self, filter: &Filter) -> Result<Vec<SandboxView>, SandboxError> {
+        let filter = Filter { node: Some(self.ports.node.clone()), ..filter.clone() };
+        Ok(self.views(self.ports.store.sandboxes(&filter).await?).await)
+    }
+
+    async fn views(&self, sandboxes: Vec<Sandbox>) -> Vec<SandboxView> {
+        let ids: Vec<String> = sandboxes.iter().map(|sandbox| sandbox.id.to_string()).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let used = self.ports.maker.containers.usage(&ids).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what sandboxes use is not known");
+            BTreeMap::new()
+        });
+        let view = |sandbox: Sandbox| {
+            let usage = used.get(&sandbox.id.to_string()).map(|used| self.usage(&sandbox, used));
+            SandboxView { sandbox, usage }
+        };
+        sandboxes.into_iter().map(view).collect()
+    }
+
+    fn usage(&self, sandbox: &Sandbox, used: &containerd::Usage) -> Usage {
+        let now = Instant::now();
+        let before = {
+            let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+            looked.insert(sandbox.id.clone(), (now, used.cpu_nanos))
+        };
+        let (seconds, nanos) = match before {
+            Some((then, nanos)) => ((now - then).as_secs_f64(), used.cpu_nanos.saturating_sub(nanos)),
+            None => (self.ports.now().since(sandbox.created_at).as_secs_f64(), used.cpu_nanos),
+        };
+        let cpu_percent = if seconds > 0.0 { nanos as f64 / 1e7 / seconds } else { 0.0 };
+        Usage { cpu_percent, memory_bytes: used.memory_bytes }
+    }
+
+    /// Ends a sandbox. A graceful end takes up to the grace period.
+    pub async fn terminate(&self, id_or_name: &str, manner: Manner) -> Result<Sandbox, SandboxError> {
+        let sandbox = self.find(id_or_name).await?;
+        let hand = self.ports.hands.take(&sandbox.id).ok_or_else(|| SandboxError::Busy(sandbox.id.clone()))?;
+        let ports = self.ports.clone();
+        let ended = tokio::spawn(async move {
+            end(&ports, &hand, Input::ended("terminated", "somebody ended it"), manner).await
+        });
+        self.looked.lock().unwrap_or_else(PoisonError::into_inner).remove(&sandbox.id);
+        Ok(ended.await.unwrap_or(Err(StoreError::NotFound(sandbox.id)))?)
+    }
+
+    /// Ends all sandboxes of this node that somebody has: members that wait are their pools'.
+    pub async fn terminate_all(&self, manner: Manner) -> Result<Vec<SandboxId>, SandboxError> {
+        let filter = Filter { node: Some(self.ports.node.clone()), ..Filter::default() };
+        let mut ends = tokio::task::JoinSet::new();
+        for sandbox in self.ports.store.sandboxes(&filter).await? {
+            if sandbox.pool.is_some() && sandbox.claim.is_none() && manner == Manner::Graceful {
+                continue;
+            }
+            let this = self.clone();
+            ends.spawn(async move { this.terminate(&sandbox.id.to_string(), manner).await });
+        }
+        let mut ended = Vec::new();
+        while let Some(done) = ends.join_next().await {
+            match done {
+                Ok(Ok(sandbox)) => ended.push(sandbox.id),
+                Ok(Err(error)) => tracing::warn!(%error, "it is not ended"),
+                Err(error) => tracing::error!(%error, "it is not ended"),
+            }
+        }
+        ended.sort();
+        Ok(ended)
+    }
+
+    /// What a sandbox has written: the end of it.
+    pub async fn log(&self, id_or_name: &str) -> Result<Vec<u8>, SandboxError> {
+        let sandbox = self.find(id_or_name).await?;
+        let (path, id) = (self.ports.log(&sandbox.id), sandbox.id);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut file = std::fs::File::open(path)?;
+            let length = file.metadata()?.len();
+            file.seek(SeekFrom::Start(length.saturating_sub(LOG)))?;
+            let mut text = Vec::new();
+            file.take(LOG).read_to_end(&mut text)?;
+            Ok(text)
+        });
+        match read.await.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()), // nothing written
+            read => read.map_err(|e| SandboxError::Log(id, e)),
+        }
+    }
+
+    /// How many sandboxes are in each phase, for the metrics.
+    pub async fn count(&self) -> Result<(), SandboxError> {
+        let filter = Filter { node: Some(self.ports.node.clone()), ..Filter::default() };
+        let all = self.ports.store.sandboxes(&filter).await?;
+        let count = |phase: Phase| (phase.name(), all.iter().filter(|s| s.phase == phase).count());
+        self.ports.metrics.count_sandboxes(&Phase::ALL.map(count));
+        Ok(())
+    }
+}

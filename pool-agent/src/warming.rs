@@ -1,0 +1,149 @@
+//! Keeps the members of the node's pools warm. What a pool needs is decided by the pure [`plan`]; here it is done, a few at a
+//! time, and asked again until there is nothing to do.
+
+use std::time::{Duration, Instant};
+
+use trust::clock::Timestamp;
+use trust::id::SandboxId;
+
+use crate::admission::{admit, drained};
+use crate::ending::{Manner, end, give_up};
+use crate::error::SpawnError;
+use crate::making::{First, fresh_id, make};
+use crate::metrics::PoolCounts;
+use crate::pool::member::{Change, Input};
+use crate::pool::reconcile::{Act, Member, plan};
+use crate::pool::target;
+use crate::pool::template::Pool;
+use crate::pools::{PoolError, WarmPoolManager};
+use crate::ports::Hand;
+use crate::sandbox::{Membership, Phase, Sandbox};
+use crate::store::{Failure, Filter};
+
+/// All pools are looked at so often, and whenever something may have changed.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl WarmPoolManager {
+    /// Keeps all pools as they should be, for as long as it is awaited.
+    pub async fn run(&self) {
+        loop {
+            if let Err(error) = self.look_at_all().await {
+                tracing::error!(%error, "the pools cannot be looked at");
+            }
+            let _ = tokio::time::timeout(LOOK, self.changed().notified()).await;
+        }
+    }
+
+    async fn look_at_all(&self) -> Result<(), PoolError> {
+        let ports = self.ports();
+        let now = ports.now();
+        let drains = ports.store.drained(&ports.node).await?;
+        let pools = ports.store.pools().await?;
+        for pool in &pools {
+            let members = ports.store.sandboxes(&Filter::members(&pool.name, &ports.node)).await?;
+            let members: Vec<_> = members.iter().filter_map(|s| Member::of(s, ports.hands.has(&s.id))).collect();
+            let minutes = ports.store.claims(&pool.name, &ports.node, target::window_start(now)).await?;
+            let attempts = self.queue(&pool.name).known().attempts.clone();
+            let drained = drained(&drains, pool.template.spec.backend).is_some();
+            for act in plan(pool, &members, &minutes, &attempts, drained, now) {
+                self.act(pool, act).await;
+            }
+            let count = |phase| members.iter().filter(|member| member.phase == phase).count();
+            let counts = PoolCounts {
+                ready: count(Phase::Ready),
+                claimed: count(Phase::Claimed) + count(Phase::Running),
+                min_ready: pool.scaling.min_ready as usize,
+                claims_per_minute: target::claims_per_minute(&minutes, now),
+            };
+            ports.metrics.count_pool(&pool.name.to_string(), counts);
+        }
+        Ok(())
+    }
+
+    async fn act(&self, pool: &Pool, act: Act) {
+        match act {
+            Act::Warm => {
+                let began = self.ports().now();
+                match self.begin(pool).await {
+                    Ok(hand) => {
+                        let (pools, pool) = (self.clone(), pool.clone());
+                        tokio::spawn(async move { pools.warm(&pool, hand, began).await });
+                    }
+                    Err(error) => self.failed(pool, None, &error, began).await,
+                }
+            }
+            Act::Evict(id, why) => self.take_down(&id, Input::evicted(why.code(), "")),
+            Act::Remove(id, why) => self.take_down(&id, Input::ended(why.code(), "")),
+        }
+    }
+
+    fn take_down(&self, id: &SandboxId, input: Input) {
+        let Some(hand) = self.ports().hands.take(id) else { return };
+        let ports = self.ports().clone();
+        tokio::spawn(async move {
+            if let Err(error) = end(&ports, &hand, input, Manner::Forced).await {
+                tracing::debug!(sandbox = %hand.id(), %error, "it is not taken down"); // a claim was faster
+            }
+        });
+    }
+
+    /// The record of one more member, in hand: from here on it counts.
+    pub(crate) async fn begin(&self, pool: &Pool) -> Result<Hand, SpawnError> {
+        let ports = self.ports();
+        admit(ports, pool.template.spec.backend).await?;
+        let id = fresh_id(&pool.name.to_string())?;
+        let hand = ports.hands.take(&id).ok_or_else(|| SpawnError::NameTaken(id.to_string()))?;
+        let member = Membership { pool: pool.name.clone(), generation: pool.generation() };
+        let wished = Sandbox::wished(id, ports.node.clone(), Some(member), pool.template.spec.clone(), ports.now());
+        ports.store.insert(&wished).await.map_err(SpawnError::Store)?;
+        Ok(hand)
+    }
+
+    /// Makes a member that was begun, when there is room; it is Ready at the end, or gone.
+    pub(crate) async fn warm(&self, pool: &Pool, hand: Hand, began: Timestamp) -> Result<(), SpawnError> {
+        let (ports, id) = (self.ports(), hand.id().clone());
+        let _room = self.room().acquire().await.map_err(|_| SpawnError::Interrupted)?;
+        let first = First::of_member(pool.template.mode);
+        let started = Instant::now();
+        let done = async {
+            let wished = ports.store.sandbox(&id).await.map_err(SpawnError::Store)?.ok_or(SpawnError::Interrupted)?;
+            let made = make(ports, &wished, first).await?;
+            let change = Change { attestation: made.attestation, ..Change::default() };
+            ports.store.advance(&id, Input::Warmed(made.fence), change, ports.now()).await.map_err(SpawnError::Store)
+        };
+        match done.await {
+            Ok(_) => {
+                tracing::info!(sandbox = %id, pool = %pool.name, took = ?started.elapsed(), "ready");
+                let queue = self.queue(&pool.name);
+                queue.known().attempts.succeeded();
+                drop(hand);
+                queue.ready.notify_one();
+                Ok(())
+            }
+            Err(error) => {
+                self.failed(pool, Some(&id), &error, began).await;
+                give_up(ports, &hand, error.code(), error.to_string()).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn failed(&self, pool: &Pool, id: Option<&SandboxId>, error: &SpawnError, began: Timestamp) {
+        let ports = self.ports();
+        tracing::warn!(pool = %pool.name, sandbox = id.map(tracing::field::display), %error, "a member could not be made");
+        ports.metrics.warming_failed(&pool.name.to_string(), error.code());
+        self.queue(&pool.name).known().attempts.failed(error.code(), began, ports.now());
+        let Some(sandbox) = id.cloned() else { return };
+        let failure = Failure {
+            at: ports.now(),
+            node: ports.node.clone(),
+            sandbox,
+            phase: Phase::Warming,
+            code: error.code().to_owned(),
+            message: error.to_string(),
+        };
+        if let Err(error) = ports.store.note_failure(&pool.name, &failure).await {
+            tracing::warn!(pool = %pool.name, %error, "a failure is not kept");
+        }
+    }
+}
