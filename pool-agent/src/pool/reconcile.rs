@@ -150,20 +150,29 @@ pub fn plan(
     let excess = fresh.iter().filter(rested).take(gradually.min(kept.saturating_sub(target)));
     acts.extend(excess.map(|member| Act::Evict(member.id.clone(), Why::Excess)));
 
-    acts.extend(std::iter::repeat_n(Act::Warm, to_warm(pool, members, fresh.len(), target, attempts, now)));
+    acts.extend(std::iter::repeat_n(
+        Act::Warm,
+        to_warm(pool, &generation, members, fresh.len(), target, attempts.allowance(now)),
+    ));
     acts
 }
 
 /// How many members to begin now.
-fn to_warm(pool: &Pool, members: &[Member], fresh: usize, target: usize, attempts: &Attempts, now: Timestamp) -> usize {
+fn to_warm(
+    pool: &Pool,
+    generation: &Generation,
+    members: &[Member],
+    fresh: usize,
+    target: usize,
+    allowance: Allowance,
+) -> usize {
     let (max_ready, max_warming) = (pool.scaling.max_ready as usize, pool.scaling.max_warming as usize);
-    let generation = pool.generation();
-    let warming = members.iter().filter(|member| member.phase == Phase::Warming);
-    let (of_now, of_all) =
-        (warming.clone().filter(|m| m.in_hand && m.generation == generation).count(), warming.count());
+    let warming = || members.iter().filter(|member| member.phase == Phase::Warming);
+    let of_now = warming().filter(|member| member.in_hand && member.generation == *generation).count();
+    let of_all = warming().count();
     let unclaimed = members.iter().filter(|member| !member.claimed).count();
     let wanted = target.saturating_sub(fresh + of_now);
-    let allowed = match attempts.allowance(now) {
+    let allowed = match allowance {
         Allowance::Free => max_warming.saturating_sub(of_all),
         Allowance::One => usize::from(of_all == 0),
         Allowance::NotBefore(_) => 0,

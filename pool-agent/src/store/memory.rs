@@ -69,6 +69,11 @@ impl Records {
         self.sandboxes.values().find(|sandbox| rules::repeat_of_sandbox(sandbox) == repeat).cloned()
     }
 
+    /// All sandboxes, by id.
+    pub fn iter(&self) -> impl Iterator<Item = &Sandbox> {
+        self.sandboxes.values()
+    }
+
     /// See [`Store::sandboxes`].
     pub fn sandboxes(&self, filter: &Filter) -> Vec<Sandbox> {
         let mut found: Vec<_> = self.sandboxes.values().filter(|sandbox| filter.fits(sandbox)).cloned().collect();
@@ -233,5 +238,13 @@ impl Store for Memory {
 
     async fn health(&self) -> Result<(), StoreError> {
         Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_keeps_every_promise_of_a_store() {
+    for (name, promise) in super::contract::PROMISES {
+        println!("{name}");
+        promise(std::sync::Arc::new(Memory::default())).await;
     }
 }
