@@ -13,6 +13,7 @@ pub mod network;
 pub mod nhi;
 pub mod parts;
 pub mod process;
+pub mod shim;
 pub mod terminal;
 pub mod trust;
 pub mod wire;

@@ -133,9 +133,8 @@ impl Sandboxes {
             }
             Err(refusal) => {
                 tracing::error!(%sandbox, error = refusal.message, "no new fence");
-                let undone = match standing.get(&sandbox).map(|before| before.kept.clone()) {
-                    // What stood goes on standing: a sandbox that runs is never without.
-                    Some(before) => self.state.put(&before).map_err(|e| refused(Code::State)(&e)),
+                let undone = match standing.get(&sandbox) {
+                    Some(before) => self.put_back(before).await,
                     None => self.take_down(&mut standing, &kept).await,
                 };
                 if let Err(error) = undone {
@@ -144,6 +143,15 @@ impl Sandboxes {
                 Err(refusal)
             }
         }
+    }
+
+    /// What stood goes on standing, wherever its successor came to: a sandbox that runs is never without, nor has it what was
+    /// refused to it.
+    async fn put_back(&self, before: &Standing) -> Result<(), Refusal> {
+        self.recorder.know(&before.kept.attach);
+        let enforced = self.enforce(before.kept.clone(), &before.policy);
+        let told = self.worker.bind(bind(&before.kept)).await.map_err(silent);
+        enforced.map(drop).and(told)
     }
 
     /// Puts it into the kernel, and keeps what the kernel says.
