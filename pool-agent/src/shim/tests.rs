@@ -66,8 +66,8 @@ impl MethodHandler for Fake {
         }
         let mut response = Response::new();
         response.set_status(ttrpc::get_status(Code::OK, ""));
-        response.payload = Bound { workload: format!("{}/{}", asked.sandbox, asked.claim_id), ..Default::default() }
-            .encode_to_vec();
+        response.payload =
+            Bound { workload: format!("{}/{}", asked.sandbox, asked.claim_id), ..Default::default() }.encode_to_vec();
         Ok(response)
     }
 }
@@ -154,11 +154,8 @@ fn kind(error: ShimError) -> &'static str {
 async fn each_answer_to_a_claim_is_told_from_the_others() {
     let dir = tempfile::tempdir().unwrap();
     let (_server, shim) = connected(dir.path()).await;
-    let claim = |claim_id: &str| RebindRequest {
-        sandbox: "c1".into(),
-        claim_id: claim_id.into(),
-        ..RebindRequest::default()
-    };
+    let claim =
+        |claim_id: &str| RebindRequest { sandbox: "c1".into(), claim_id: claim_id.into(), ..RebindRequest::default() };
     assert_eq!(shim.rebind(&claim("c-1")).await.unwrap().workload, "c1/c-1");
     for (claim_id, _) in CODES {
         assert_eq!(kind(shim.rebind(&claim(claim_id)).await.unwrap_err()), claim_id);

@@ -150,10 +150,7 @@ async fn a_claim_replaces_all_that_the_sandbox_was_and_is_answered_the_same_agai
         let said = world.statement()["predicate"].clone();
         assert_eq!(said["previous"], json!(first.digest));
         assert_eq!(said["agent"], json!({"proof": "token", "id": AGENT}));
-        assert_eq!(
-            said["launch"],
-            json!({"kind": "claimed", "pool": "agents", "generation": "7", "claim": "c-1"})
-        );
+        assert_eq!(said["launch"], json!({"kind": "claimed", "pool": "agents", "generation": "7", "claim": "c-1"}));
         assert_eq!(said["fence"]["mechanism"], if wired { "nftables" } else { "sealed" });
         assert_eq!(stand.statement.as_bytes(), fs::read(world.run_dir().join(ATTESTATION)).unwrap());
         let journal = world.journal();
