@@ -8,6 +8,7 @@ mod attestation;
 mod audit;
 mod authz;
 mod checkpoint_restore;
+mod claim;
 mod cli;
 mod cni;
 mod configs;

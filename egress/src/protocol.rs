@@ -58,6 +58,10 @@ pub enum Ask {
     Attach(Attach),
     /// Another policy for a sandbox; its own rules stay. Answer: `fence`.
     Update(Update),
+    /// The sandbox works for another agent from here on: another policy, and no rules of its own any more. What the fence stands
+    /// around stays as it was when it was attached, for a sandbox that runs may have taken its addresses out of the kernel. Where
+    /// it fails, what stood stands. Answer: `fence`.
+    Rebind(Rebind),
     /// A rule of a sandbox's own, beside its policy; of equal ids the newer stays. Answer: `fence`.
     AddRule(OwnRule),
     /// The end of such a rule. Answer: `fence`.
@@ -171,6 +175,22 @@ pub struct Update {
     pub sandbox: SandboxKey,
     /// From now on.
     pub policy: PolicyRef,
+}
+
+/// Another agent, and its policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rebind {
+    /// Of which sandbox.
+    pub sandbox: SandboxKey,
+    /// For whom it works from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
+    /// From now on.
+    pub policy: PolicyRef,
+    /// The current statement about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attestation: Option<Digest>,
 }
 
 /// A rule of one sandbox's own.

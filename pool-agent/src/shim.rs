@@ -58,7 +58,9 @@ impl Address {
         let read = |name: &str| {
             let path = bundle.join(name);
             match fs::metadata(&path) {
-                Ok(found) if found.len() > LONGEST => Err(BadAddress::NoSocket(format!("{} is too long", path.display()))),
+                Ok(found) if found.len() > LONGEST => {
+                    Err(BadAddress::NoSocket(format!("{} is too long", path.display())))
+                }
                 _ => fs::read_to_string(&path).map_err(|source| BadAddress::Read { path, source }),
             }
         };

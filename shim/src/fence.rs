@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use egress::client::{Client, ClientError, DEADLINE};
-use egress::protocol::{Answer, Ask, Attach, Code, Fence, PolicyRef, Question, Refusal, SandboxKey, Update};
+use egress::protocol::{Answer, Ask, Attach, Code, Fence, PolicyRef, Question, Rebind, Refusal, SandboxKey, Update};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use trust::digest::Digest;
@@ -28,11 +28,9 @@ pub fn key(place: &Place) -> SandboxKey {
     SandboxKey { namespace: place.namespace.clone(), id: place.group.clone() }
 }
 
-/// What is asked for: a fence around the network namespace of a process.
+/// What a fence is asked for.
 #[derive(Clone, Debug)]
-pub struct Around {
-    /// In the namespace.
-    pub pid: i32,
+pub struct Asked {
     /// For whom the sandbox works.
     pub agent: Option<AgentId>,
     /// What it may connect to.
@@ -72,8 +70,11 @@ pub trait Fences: Send + Sync {
     /// How the sandbox of a process can reach a network.
     fn network(&self, pid: i32) -> Network;
 
-    /// Puts up a fence, or puts the one that stands anew; none where nothing in the namespace can send a packet.
-    async fn attach(&self, place: &Place, around: Around) -> Result<Option<Fence>, FenceError>;
+    /// Puts up a fence around the network namespace of a process; none where nothing in it can send a packet.
+    async fn attach(&self, place: &Place, pid: i32, asked: Asked) -> Result<Option<Fence>, FenceError>;
+
+    /// Gives the fence that stands another agent and policy.
+    async fn rebind(&self, place: &Place, asked: Asked) -> Result<Fence, FenceError>;
 
     /// Gives the fence that stands another policy.
     async fn update(&self, place: &Place, policy: PolicyRef) -> Result<Fence, FenceError>;
@@ -88,8 +89,8 @@ impl Fences for Egress {
         attest::network(pid)
     }
 
-    async fn attach(&self, place: &Place, around: Around) -> Result<Option<Fence>, FenceError> {
-        let Around { pid, agent, policy, attestation } = around;
+    async fn attach(&self, place: &Place, pid: i32, asked: Asked) -> Result<Option<Fence>, FenceError> {
+        let Asked { agent, policy, attestation } = asked;
         let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
         let agent = agent.map(|agent| agent.to_string());
         match ask(Ask::Attach(Attach { sandbox: key(place), agent, netns, policy, attestation })).await {
@@ -97,6 +98,12 @@ impl Fences for Egress {
             Err(FenceError::Refused(Refusal { code: Code::Sealed, .. })) => Ok(None),
             Err(other) => Err(other),
         }
+    }
+
+    async fn rebind(&self, place: &Place, asked: Asked) -> Result<Fence, FenceError> {
+        let Asked { agent, policy, attestation } = asked;
+        let agent = agent.map(|agent| agent.to_string());
+        ask(Ask::Rebind(Rebind { sandbox: key(place), agent, policy, attestation })).await
     }
 
     async fn update(&self, place: &Place, policy: PolicyRef) -> Result<Fence, FenceError> {
@@ -182,7 +189,7 @@ pub mod fake {
     pub struct FakeFences {
         /// Whether there is a network.
         pub wired: bool,
-        /// What was asked for: `attach AGENT POLICY` or `update POLICY`.
+        /// What was asked for: `attach AGENT POLICY`, `rebind AGENT POLICY` or `update POLICY`.
         pub journal: Arc<Mutex<Vec<String>>>,
         /// What becomes of the next questions.
         pub next: Arc<Mutex<VecDeque<Option<Broken>>>>,
@@ -221,15 +228,22 @@ pub mod fake {
             }
         }
 
-        async fn attach(&self, place: &Place, around: Around) -> Result<Option<Fence>, FenceError> {
-            let agent = around.agent.map_or("nobody".into(), |agent| agent.to_string());
-            let question = format!("attach {agent} {}", told(&around.policy));
-            self.answer(place, question, &around.policy).map(Some)
+        async fn attach(&self, place: &Place, _: i32, asked: Asked) -> Result<Option<Fence>, FenceError> {
+            self.answer(place, question("attach", &asked), &asked.policy).map(Some)
+        }
+
+        async fn rebind(&self, place: &Place, asked: Asked) -> Result<Fence, FenceError> {
+            self.answer(place, question("rebind", &asked), &asked.policy)
         }
 
         async fn update(&self, place: &Place, policy: PolicyRef) -> Result<Fence, FenceError> {
             self.answer(place, format!("update {}", told(&policy)), &policy)
         }
+    }
+
+    fn question(verb: &str, Asked { agent, policy, .. }: &Asked) -> String {
+        let agent = agent.as_ref().map_or("nobody".into(), ToString::to_string);
+        format!("{verb} {agent} {}", told(policy))
     }
 
     fn told(policy: &PolicyRef) -> String {

@@ -14,6 +14,7 @@ use crate::backend::gvisor::urpc;
 use crate::bootstrap::{self, Address};
 use crate::bundle;
 use crate::harden::{BackendKind, Policy, Profile, given::given, harden, summary};
+use crate::rebind;
 use crate::request::{SandboxRequest, Settled};
 use crate::settings::{GVISOR, KATA, Settings};
 
@@ -103,5 +104,17 @@ pub fn urpc_reply(bytes: &[u8]) {
     if let Ok(number) = urpc::parse::<i32>("m", bytes) {
         let value = value.unwrap_or_default();
         assert_eq!((&value["success"], &value["result"]), (&json!(true), &json!(number)));
+    }
+}
+
+/// A claim, as it comes over the shim's socket: whole, or the request's own fault; what it names leads nowhere else.
+pub fn rebind(bytes: &[u8]) {
+    match rebind::claim(bytes) {
+        Ok((_, asked)) => {
+            for name in [asked.claim.to_string(), asked.pool.to_string()] {
+                assert!(!name.is_empty() && !name.contains('/') && !name.contains(".."), "{name}");
+            }
+        }
+        Err(error) => assert_eq!(error.code() as i32, 3, "INVALID_ARGUMENT: {error}"),
     }
 }

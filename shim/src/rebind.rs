@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use containerd_shim_protos::ttrpc::proto::{Request, Response};
 use containerd_shim_protos::ttrpc::r#async::{MethodHandler, Service, TtrpcContext};
+use containerd_shim_protos::ttrpc::proto::{Request, Response};
 use containerd_shim_protos::ttrpc::{self, Code};
 use egress::policy::Document;
 use egress::protocol::PolicyRef;

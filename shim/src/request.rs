@@ -145,7 +145,8 @@ impl SandboxRequest {
         match brought.iter().find(|(_, brought)| *brought) {
             None => Ok(()),
             Some((key, _)) => {
-                let why = format!("annotation {key}: the sandbox is {CLAIMABLE}: it comes with the claim; omit it here");
+                let why =
+                    format!("annotation {key}: the sandbox is {CLAIMABLE}: it comes with the claim; omit it here");
                 Err(TaskError::Invalid(why))
             }
         }

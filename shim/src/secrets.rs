@@ -111,8 +111,7 @@ impl Secrets {
     ) -> Result<Self, TaskError> {
         let mut all = Vec::new();
         for secret in asked {
-            let failed =
-                |why: String| TaskError::Invalid(format!("{NAMED}: {:?}: {why}", secret.name()));
+            let failed = |why: String| TaskError::Invalid(format!("{NAMED}: {:?}: {why}", secret.name()));
             let value = match secret {
                 SecretRef::File(name) => {
                     let Some(dir) = &settings.dir else {

@@ -15,6 +15,7 @@ pub mod nhi;
 pub mod parts;
 pub mod process;
 pub mod registry;
+pub mod shim;
 pub mod terminal;
 pub mod trust;
 pub mod wire;

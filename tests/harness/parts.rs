@@ -121,13 +121,21 @@ pub fn shim_dir() -> &'static Path {
 /// The client under test.
 pub fn cli() -> &'static Path {
     static CLI: OnceLock<PathBuf> = OnceLock::new();
-    CLI.get_or_init(|| built("creto-runtime", &["--release"]))
+    CLI.get_or_init(|| built("creto-runtime", &["--release", "--bin", "creto-runtime-cli"]))
 }
 
 /// The daemon under test.
 pub fn egress() -> &'static Path {
     static EGRESS: OnceLock<PathBuf> = OnceLock::new();
     EGRESS.get_or_init(|| built("creto-egress", &["--profile", "daemon", "--features", "daemon"]))
+}
+
+/// The holder under test.
+pub fn hold() -> &'static Path {
+    static HOLD: OnceLock<PathBuf> = OnceLock::new();
+    HOLD.get_or_init(|| {
+        built_by("rustc", "creto-hold", &["--release", "--bin", "creto-hold", "--", "-C", "target-feature=+crt-static"])
+    })
 }
 
 /// Without what cargo tells a test about its package: ring's build script is run again where that has changed, and with it
@@ -142,9 +150,13 @@ pub fn as_from_a_shell(command: &mut Command) {
 /// The program of a package. Built for users, alone, as users get it: cargo merges the features of what it builds
 /// together. Where nothing has changed this costs cargo's look at the clock.
 fn built(package: &str, how: &[&str]) -> PathBuf {
+    built_by("build", package, how)
+}
+
+fn built_by(command: &str, package: &str, how: &[&str]) -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
-    build.args(["build", "--locked", "--message-format=json-render-diagnostics"]);
+    build.args([command, "--locked", "--message-format=json-render-diagnostics"]);
     build.args(["-p", package]).args(how).current_dir(workspace());
     as_from_a_shell(&mut build);
     let built = build.output().unwrap_or_else(|error| panic!("starting {build:?}: {error}"));

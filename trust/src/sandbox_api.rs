@@ -212,7 +212,7 @@ mod tests {
             let words: Vec<_> = line.trim_end_matches([';', '{', ' ']).split_whitespace().collect();
             match words[..] {
                 ["message" | "enum", name] => current = name.to_owned(),
-                [name, "=", number] => {
+                [name, "=", number] if !current.is_empty() => {
                     let field = (number.parse().unwrap(), "value".to_owned(), name.to_owned());
                     all.entry(current.clone()).or_default().push(field);
                 }

@@ -25,7 +25,9 @@ use super::ruleset::Slot;
 use super::state::{Kept, State};
 use super::worker::{Worker, WorkerError};
 use crate::policy::{CompiledPolicy, Document, Policies, Policy, Rule};
-use crate::protocol::{Attach, Code, Fence, OwnRule, OwnRuleId, PolicyRef, Refusal, Reloaded, SandboxKey, Update};
+use crate::protocol::{
+    Attach, Code, Fence, OwnRule, OwnRuleId, PolicyRef, Rebind, Refusal, Reloaded, SandboxKey, Update,
+};
 use crate::worker::authz;
 use crate::worker::control::Bind;
 
@@ -186,6 +188,28 @@ impl Sandboxes {
             Ok(())
         })
         .await
+    }
+
+    /// Another agent for a sandbox, and its policy; or all stays as it was.
+    pub async fn rebind(&self, rebind: Rebind) -> Result<Fence, Refusal> {
+        let Rebind { sandbox, agent, policy, attestation } = rebind;
+        let mut standing = self.standing.lock().await;
+        let found = standing.get_mut(&sandbox).ok_or_else(|| no_such(&sandbox))?;
+        let compiled = self.resolve(&policy, &[])?;
+        let (before, before_policy) = (found.kept.clone(), found.policy.clone());
+        let attach = Attach { agent, policy, attestation, ..before.attach.clone() };
+        self.recorder.know(&attach);
+        let kept = Kept { attach, own_rules: Vec::new(), ..before.clone() };
+        let refusal = match self.apply(found, kept, compiled).await {
+            Ok(fence) => return Ok(fence),
+            Err(refusal) => refusal,
+        };
+        tracing::error!(%sandbox, error = refusal.message, "its fence is put back");
+        self.recorder.know(&before.attach);
+        if let Err(error) = self.apply(found, before, before_policy).await {
+            tracing::error!(%sandbox, %error, "what stood may not stand");
+        }
+        Err(refusal)
     }
 
     /// A rule of a sandbox's own.

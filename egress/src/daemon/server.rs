@@ -97,6 +97,7 @@ async fn caller(stream: UnixStream, sandboxes: &Sandboxes) -> io::Result<()> {
 async fn answer(sandboxes: &Sandboxes, ask: Ask) -> Result<Answer, Refusal> {
     Ok(match ask {
         Ask::Attach(attach) => Answer::Fence(sandboxes.attach(attach).await?),
+        Ask::Rebind(rebind) => Answer::Fence(sandboxes.rebind(rebind).await?),
         Ask::Update(update) => Answer::Fence(sandboxes.update(update).await?),
         Ask::AddRule(own) => Answer::Fence(sandboxes.add_rule(own).await?),
         Ask::RemoveRule(own) => Answer::Fence(sandboxes.remove_rule(own).await?),

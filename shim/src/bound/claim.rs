@@ -22,7 +22,7 @@ use super::statement::Stand;
 use super::{Bond, Bound, State, credential};
 use crate::attest::Network;
 use crate::error::TaskError;
-use crate::fence::{self, Around, FenceError};
+use crate::fence::{self, FenceError};
 use crate::run_dir::{self, Readers};
 use crate::secrets::{Audience, SecretRef, Secrets};
 
@@ -222,8 +222,12 @@ impl Bound {
         let (agent, policy) = (heir.bond.identity.agent().cloned(), heir.policy.clone());
         match self.ports.fences.network(pid) {
             Network::Wired if !self.state().idle => {
-                let around = Around { pid, agent, policy, attestation: self.current() };
-                self.ports.fences.attach(&self.place, around).await
+                let asked = fence::Asked { agent, policy, attestation: self.current() };
+                let stands = self.state().fence.is_some();
+                match stands {
+                    true => self.ports.fences.rebind(&self.place, asked).await.map(Some),
+                    false => self.ports.fences.attach(&self.place, pid, asked).await,
+                }
             }
             _ => Ok(None),
         }
@@ -275,8 +279,7 @@ impl Bound {
     /// Something was changed, and not all: takes everything out of the sandbox, and asks for the fence that it had.
     async fn spoil(&self, asked: &Asked, step: &'static str, why: String, before: Before, pid: i32) -> Failed {
         tracing::error!(sandbox = self.place.group, claim = %asked.claim, step, why, "a claim has failed half-way");
-        let around = Around {
-            pid,
+        let fence = fence::Asked {
             agent: before.bond.identity.agent().cloned(),
             policy: before.policy.clone(),
             attestation: self.current(),
@@ -285,9 +288,9 @@ impl Bound {
         let spoilt = Spoilt { claim: asked.claim.clone(), step, why };
         let is_empty = self.empty(before, spoilt.clone());
         let is_fenced = match self.ports.fences.network(pid) {
-            Network::Wired if had_fence => match self.ports.fences.attach(&self.place, around).await {
+            Network::Wired if had_fence => match self.ports.fences.rebind(&self.place, fence).await {
                 Ok(fence) => {
-                    self.state().fence = fence;
+                    self.state().fence = Some(fence);
                     true
                 }
                 Err(error) => {

@@ -16,7 +16,7 @@ use super::statement::Stand;
 use super::{Bound, State};
 use crate::attest::{self, Network};
 use crate::error::TaskError;
-use crate::fence::{self, Around, FenceError};
+use crate::fence::{self, Asked, FenceError};
 
 impl Bound {
     /// The workload may run from here on, behind its fence: no fence, no first instruction. A new statement before, if the one
@@ -27,8 +27,8 @@ impl Bound {
             Network::Host if self.shares_network() => self.restate()?,
             Network::Wired | Network::Host => {
                 let (agent, policy) = (self.bond().identity.agent().cloned(), self.network_policy());
-                let around = Around { pid, agent, policy, attestation: self.current() };
-                match self.ports.fences.attach(&self.place, around).await? {
+                let asked = Asked { agent, policy, attestation: self.current() };
+                match self.ports.fences.attach(&self.place, pid, asked).await? {
                     Some(fence) => {
                         self.fenced(fence)?;
                         fence::watch(self, self.place.clone());

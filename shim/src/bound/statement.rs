@@ -124,12 +124,10 @@ impl Bound {
     /// Removes what is kept too long of sandboxes that have ended, this one or others; nobody waits for it.
     pub(super) fn prune(&self) {
         let (all, keeping) = (self.ports.statements.clone(), self.keeping.clone());
-        tokio::task::spawn_blocking(move || {
-            match statements::prune_if_due(&all, &keeping, SystemTime::now()) {
-                Ok(0) => {}
-                Ok(sandboxes) => tracing::info!(sandboxes, "old statements removed"),
-                Err(error) => tracing::warn!(%error, "old statements were not removed"),
-            }
+        tokio::task::spawn_blocking(move || match statements::prune_if_due(&all, &keeping, SystemTime::now()) {
+            Ok(0) => {}
+            Ok(sandboxes) => tracing::info!(sandboxes, "old statements removed"),
+            Err(error) => tracing::warn!(%error, "old statements were not removed"),
         });
     }
 

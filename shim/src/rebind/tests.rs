@@ -60,12 +60,7 @@ fn a_claim_is_read_whole_or_what_is_wrong_is_named() {
 #[tokio::test(flavor = "current_thread")]
 async fn a_sandbox_that_is_not_there_is_not_found_and_none_is_taken_for_another() {
     let dir = tempfile::tempdir().unwrap();
-    let place = Place {
-        dir: dir.path().into(),
-        address: String::new(),
-        namespace: "ns".into(),
-        group: "c1".into(),
-    };
+    let place = Place { dir: dir.path().into(), address: String::new(), namespace: "ns".into(), group: "c1".into() };
     let pod = Arc::new(Pod::new(place, Events::new(None, "ns".into())));
     for sandbox in ["c1", "c2", ""] {
         let sandbox = sandbox.to_owned();

@@ -53,8 +53,8 @@ impl World {
         if wired {
             let policy = PolicyRef::Inline(json!({"rules": []}));
             let pid = std::process::id() as i32;
-            let around = Around { pid, agent: None, policy, attestation: None };
-            let fence = bound.ports.fences.attach(&bound.place, around).await.unwrap().unwrap();
+            let asked = fence::Asked { agent: None, policy, attestation: None };
+            let fence = bound.ports.fences.attach(&bound.place, pid, asked).await.unwrap().unwrap();
             bound.heard_of(fence).await.unwrap();
         }
         Self { dir, clock, revoked, fences, bound }
@@ -150,14 +150,11 @@ async fn a_claim_replaces_all_that_the_sandbox_was_and_is_answered_the_same_agai
         let said = world.statement()["predicate"].clone();
         assert_eq!(said["previous"], json!(first.digest));
         assert_eq!(said["agent"], json!({"proof": "token", "id": AGENT}));
-        assert_eq!(
-            said["launch"],
-            json!({"kind": "claimed", "pool": "agents", "generation": "7", "claim": "c-1"})
-        );
+        assert_eq!(said["launch"], json!({"kind": "claimed", "pool": "agents", "generation": "7", "claim": "c-1"}));
         assert_eq!(said["fence"]["mechanism"], if wired { "nftables" } else { "sealed" });
         assert_eq!(stand.statement.as_bytes(), fs::read(world.run_dir().join(ATTESTATION)).unwrap());
         let journal = world.journal();
-        assert_eq!(journal.last().map(String::as_str), wired.then_some(&*format!("attach {AGENT} web")));
+        assert_eq!(journal.last().map(String::as_str), wired.then_some(&*format!("rebind {AGENT} web")));
 
         assert_eq!(world.bound.claim(asked("c-1")).await.unwrap(), stand, "the first answer may be lost");
         assert_eq!(world.code(asked("c-2")).await, Code::FAILED_PRECONDITION, "once");
@@ -244,7 +241,7 @@ async fn what_fails_after_the_first_change_leaves_nothing_of_anybodys_behind_the
         assert_eq!((failed.error.code(), failed.loose), (Code::ABORTED, loose), "{what}: {said}");
         assert!(said.contains("destroy it") && said.contains(step), "{what}: {said}");
         assert_eq!(world.names(), [""; 0], "{what}: nothing of anybody's");
-        assert_eq!(world.journal().last().unwrap(), &format!("attach nobody {NOTHING}"), "{what}");
+        assert_eq!(world.journal().last().unwrap(), &format!("rebind nobody {NOTHING}"), "{what}");
         if !loose {
             let ruleset = world.bound.state().fence.as_ref().map(|fence| fence.ruleset);
             assert_eq!(ruleset, fence.map(|(_, ruleset)| ruleset), "{what}");
