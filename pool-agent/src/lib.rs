@@ -7,6 +7,12 @@
 
 pub mod cli;
 
+pub mod image;
+pub mod labels;
+pub mod quantity;
+pub mod sandbox;
+pub mod spec;
+
 pub mod agents;
 pub mod node;
 pub mod record;

@@ -93,6 +93,18 @@ name! {
     PolicyName(String), "policy name", |text| words(text, 128)
 }
 name! {
+    /// A pool of sandboxes that wait to be claimed.
+    PoolName(String), "pool name", |text| words(text, 63)
+}
+name! {
+    /// A sandbox as people call it, beside its id.
+    SandboxName(String), "sandbox name", |text| words(text, 63)
+}
+name! {
+    /// One claim of one member of a pool; who makes it makes a new one each time.
+    ClaimId(String), "claim id", |text| words(text, 76)
+}
+name! {
     /// One run of a kernel: the UUID in /proc/sys/kernel/random/boot_id.
     BootId(String), "boot id", uuid
 }
