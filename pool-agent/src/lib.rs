@@ -7,6 +7,11 @@
 
 pub mod cli;
 
+pub mod api;
+pub mod channels;
+pub mod pool;
+pub mod store;
+
 pub mod image;
 pub mod labels;
 pub mod quantity;

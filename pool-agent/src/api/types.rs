@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use trust::id::{AgentId, PoolName, SandboxName};
 
-use crate::pool::template::Scaling;
+use crate::pool::template::{Scaling, Template};
 use crate::sandbox::{IdempotencyKey, Sandbox};
 use crate::spec::{AbsolutePath, NetworkPolicy, SandboxSpec, SecretRef, User};
 
@@ -132,6 +132,18 @@ pub struct Took {
     pub keep: u64,
     /// In all.
     pub total: u64,
+}
+
+/// `POST /v1/warm-pools`: what a file of pools.d says, and its name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PoolRequest {
+    /// Its name.
+    pub name: PoolName,
+    /// What its members are made of.
+    pub template: Template,
+    /// How many there should be.
+    pub scaling: Scaling,
 }
 
 /// `PATCH /v1/warm-pools/{name}`: what is left out stays.
