@@ -5,12 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bytes::Bytes;
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
+use crate::channels::{Frame, STDIN, Size};
 use crate::containerd::stdio::Fifos;
 use crate::making::fresh_id;
 use crate::ports::Ports;
@@ -24,38 +26,6 @@ const LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 const LOOK: Duration = Duration::from_millis(5);
 /// What is carried at once, in bytes.
 const PART: usize = 32 << 10;
-
-/// What comes from whoever asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FromClient {
-    /// For the process's stdin.
-    Input(Vec<u8>),
-    /// There is no more.
-    EndOfInput,
-    /// The terminal has this size now, in characters.
-    Resize {
-        /// Its width.
-        columns: u16,
-        /// Its height.
-        rows: u16,
-    },
-}
-
-/// What goes to whoever asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ToClient {
-    /// From stdout, or from the terminal.
-    Stdout(Vec<u8>),
-    /// From stderr.
-    Stderr(Vec<u8>),
-}
-
-/// How a process has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ended {
-    /// Its exit code, or 128 + the signal.
-    pub status: u32,
-}
 
 /// Why nothing runs.
 #[derive(Debug, thiserror::Error)]
@@ -189,8 +159,8 @@ impl Session {
         Ok(Self { shim, id: sandbox.id.to_string(), kind: Kind::Attached { log: ports.log(&sandbox.id) } })
     }
 
-    /// Carries both ways until the process has ended and all that it wrote is told.
-    pub async fn run(self, from: mpsc::Receiver<FromClient>, to: mpsc::Sender<ToClient>) -> Result<Ended, ExecError> {
+    /// Carries both ways until the process has ended and all that it wrote is told. Gives its exit code, or 128 + the signal.
+    pub async fn run(self, from: mpsc::Receiver<Frame>, to: mpsc::Sender<Frame>) -> Result<u32, ExecError> {
         let Self { shim, id, kind } = self;
         match kind {
             Kind::Attached { log } => attached(&shim, &id, &log, &to).await,
@@ -202,7 +172,7 @@ impl Session {
                 let output = async {
                     let errors = async {
                         if let Some(stderr) = stderr {
-                            carry_out(stderr, &to, ToClient::Stderr).await;
+                            carry_out(stderr, &to, Frame::Stderr).await;
                         }
                     };
                     tokio::join!(carry_out(stdout, &to, ToClient::Stdout), errors);
@@ -216,7 +186,7 @@ impl Session {
                     () = input => return Err(io::Error::from(io::ErrorKind::BrokenPipe).into()),
                 };
                 exec.ended = true;
-                Ok(Ended { status: exit.status })
+                Ok(exit.status)
             }
         }
     }
@@ -235,42 +205,43 @@ async fn open(path: &Path, how: OFlag) -> io::Result<std::fs::File> {
     opened.await.map_err(io::Error::other)?
 }
 
-async fn carry_out(mut from: pipe::Receiver, to: &mpsc::Sender<ToClient>, wrap: fn(Vec<u8>) -> ToClient) {
+async fn carry_out(mut from: pipe::Receiver, to: &mpsc::Sender<Frame>, wrap: fn(Bytes) -> Frame) {
     let mut part = vec![0; PART];
     while let Ok(length @ 1..) = from.read(&mut part).await {
-        if to.send(wrap(part[..length].to_vec())).await.is_err() {
+        if to.send(wrap(Bytes::copy_from_slice(&part[..length]))).await.is_err() {
             return;
         }
     }
 }
 
 /// Ends only when the client is gone.
-async fn carry_in(shim: &Shim, process: Process<'_>, mut stdin: Option<pipe::Sender>, mut from: mpsc::Receiver<FromClient>) {
+async fn carry_in(shim: &Shim, process: Process<'_>, mut stdin: Option<pipe::Sender>, mut from: mpsc::Receiver<Frame>) {
     while let Some(heard) = from.recv().await {
         match heard {
-            FromClient::Input(bytes) => {
+            Frame::Stdin(bytes) => {
                 if let Some(open) = &mut stdin
                     && open.write_all(&bytes).await.is_err()
                 {
                     stdin = None; // the process reads no more
                 }
             }
-            FromClient::EndOfInput => {
+            Frame::Close(STDIN) => {
                 stdin = None;
                 if let Err(error) = shim.close_io(process).await {
                     tracing::debug!(%error, "the end of input is not told");
                 }
             }
-            FromClient::Resize { columns, rows } => {
-                if let Err(error) = shim.resize_pty(process, columns, rows).await {
+            Frame::Resize(Size { width, height }) => {
+                if let Err(error) = shim.resize_pty(process, width, height).await {
                     tracing::debug!(%error, "the terminal keeps its size");
                 }
             }
+            Frame::Stdout(_) | Frame::Stderr(_) | Frame::End(_) | Frame::Close(_) => {} // not a client's to say
         }
     }
 }
 
-async fn attached(shim: &Shim, id: &str, log: &Path, to: &mpsc::Sender<ToClient>) -> Result<Ended, ExecError> {
+async fn attached(shim: &Shim, id: &str, log: &Path, to: &mpsc::Sender<Frame>) -> Result<u32, ExecError> {
     let main = Process { id, exec: MAIN };
     let waited = async {
         match shim.wait(main, LIFE).await {
@@ -287,7 +258,7 @@ async fn attached(shim: &Shim, id: &str, log: &Path, to: &mpsc::Sender<ToClient>
             Some(_) => {}
             None => tokio::select! {
                 waited = &mut waited => {
-                    exit = Some(waited.map(|exit| Ended { status: exit.status }).map_err(ExecError::from));
+                    exit = Some(waited.map(|exit| exit.status).map_err(ExecError::from));
                 }
                 () = tokio::time::sleep(LOOK) => {}
             },
@@ -299,7 +270,7 @@ async fn attached(shim: &Shim, id: &str, log: &Path, to: &mpsc::Sender<ToClient>
 }
 
 /// Tells what the log has beyond `at`; whether there was anything.
-async fn follow(log: &Path, at: &mut u64, to: &mpsc::Sender<ToClient>) -> io::Result<bool> {
+async fn follow(log: &Path, at: &mut u64, to: &mpsc::Sender<Frame>) -> io::Result<bool> {
     let mut file = match tokio::fs::File::open(log).await {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         file => file?,
@@ -315,7 +286,7 @@ async fn follow(log: &Path, at: &mut u64, to: &mpsc::Sender<ToClient>) -> io::Re
             return Ok(true);
         }
         *at += length as u64;
-        if to.send(ToClient::Stdout(part[..length].to_vec())).await.is_err() {
+        if to.send(Frame::Stdout(Bytes::copy_from_slice(&part[..length]))).await.is_err() {
             return Ok(true);
         }
     }

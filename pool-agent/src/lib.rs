@@ -37,6 +37,7 @@ mod own_thread;
 pub mod shim;
 
 pub mod error;
+pub mod channels;
 pub mod pool;
 pub mod store;
 

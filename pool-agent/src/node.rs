@@ -62,6 +62,11 @@ impl Root {
         self.0.socket()
     }
 
+    /// Where creto-pool-agent answers.
+    pub fn agent_socket(&self) -> PathBuf {
+        self.0.run().join("pool-agent.sock")
+    }
+
     /// The operator's settings.
     pub fn settings(&self) -> PathBuf {
         self.0.etc().join("runtime.toml")

@@ -6,24 +6,17 @@ use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::Api;
 use super::auth::Via;
 use super::problem::Problem;
-use crate::exec::{ExecError, Ended, FromClient, Session, ToClient};
+use crate::channels::{End, Frame, PROTOCOL};
+use crate::exec::{ExecError, Session};
 use crate::running::Command;
 use crate::sandbox::Sandbox;
 use crate::spec::Backend;
 
-const PROTOCOL: &str = "v5.channel.k8s.io";
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const ERROR: u8 = 3;
-const RESIZE: u8 = 4;
-const CLOSE: u8 = 255;
 /// Messages that wait to be sent or written, each way.
 const WAITING: usize = 64;
 /// A client's message is at most so long, in bytes.
@@ -122,21 +115,17 @@ async fn carry(mut socket: WebSocket, session: Session) {
     let mut running = tokio::spawn(session.run(from_client, to_client));
     let ended = loop {
         tokio::select! {
-            Some(part) = said.recv() => {
-                let (channel, bytes) = match part {
-                    ToClient::Stdout(bytes) => (STDOUT, bytes),
-                    ToClient::Stderr(bytes) => (STDERR, bytes),
-                };
-                if socket.send(framed(channel, &bytes)).await.is_err() {
+            Some(frame) = said.recv() => {
+                if send(&mut socket, &frame).await.is_err() {
                     running.abort();
                     return;
                 }
             }
             ended = &mut running => break ended,
             message = socket.recv() => match message {
-                Some(Ok(Message::Binary(bytes))) => match heard(&bytes) {
-                    Some(heard) => drop(say.send(heard).await), // it has ended: nobody listens
-                    None => tracing::debug!("a message that makes no sense is left out"),
+                Some(Ok(Message::Binary(bytes))) => match Frame::decode(bytes) {
+                    Ok(frame) => drop(say.send(frame).await), // it has ended: nobody listens
+                    Err(error) => tracing::debug!(%error, "a message is left out"),
                 },
                 Some(Ok(Message::Text(_) | Message::Ping(_) | Message::Pong(_))) => {}
                 Some(Ok(Message::Close(_)) | Err(_)) | None => {
@@ -146,60 +135,22 @@ async fn carry(mut socket: WebSocket, session: Session) {
             },
         }
     };
-    while let Ok(part) = said.try_recv() {
-        let (channel, bytes) = match part {
-            ToClient::Stdout(bytes) => (STDOUT, bytes),
-            ToClient::Stderr(bytes) => (STDERR, bytes),
-        };
-        if socket.send(framed(channel, &bytes)).await.is_err() {
+    while let Ok(frame) = said.try_recv() {
+        if send(&mut socket, &frame).await.is_err() {
             return;
         }
     }
-    let status = match ended {
-        Ok(Ok(ended)) => status(&ended),
-        Ok(Err(error)) => failure(&trust::chain::chain(&error)),
-        Err(error) => failure(&error.to_string()),
+    let end = match ended {
+        Ok(Ok(status)) => End::Exited(u8::try_from(status).unwrap_or(u8::MAX)),
+        Ok(Err(error)) => End::Failed(trust::chain::chain(&error)),
+        Err(error) => End::Failed(error.to_string()),
     };
-    let _ = socket.send(framed(ERROR, status.to_string().as_bytes())).await; // it may have gone meanwhile
+    let _ = send(&mut socket, &Frame::End(end)).await; // it may have gone meanwhile
     let _ = socket.send(Message::Close(None)).await;
 }
 
-fn framed(channel: u8, bytes: &[u8]) -> Message {
-    let mut message = Vec::with_capacity(bytes.len() + 1);
-    message.push(channel);
-    message.extend_from_slice(bytes);
-    Message::Binary(message.into())
-}
-
-/// What a client's message means; none where it means nothing.
-fn heard(message: &[u8]) -> Option<FromClient> {
-    let (channel, bytes) = message.split_first()?;
-    match *channel {
-        STDIN => Some(FromClient::Input(bytes.to_vec())),
-        CLOSE if bytes == [STDIN] => Some(FromClient::EndOfInput),
-        RESIZE => {
-            let size: Value = serde_json::from_slice(bytes).ok()?;
-            let side = |key: &str| size[key].as_u64().and_then(|side| u16::try_from(side).ok());
-            Some(FromClient::Resize { columns: side("Width")?, rows: side("Height")? })
-        }
-        _ => None,
-    }
-}
-
-/// `metav1.Status`, as `kubectl exec` reads it.
-fn status(ended: &Ended) -> Value {
-    match ended.status {
-        0 => json!({ "metadata": {}, "status": "Success" }),
-        code => json!({
-            "metadata": {}, "status": "Failure", "reason": "NonZeroExitCode",
-            "message": format!("command terminated with non-zero exit code {code}"),
-            "details": { "causes": [{ "reason": "ExitCode", "message": code.to_string() }] },
-        }),
-    }
-}
-
-fn failure(why: &str) -> Value {
-    json!({ "metadata": {}, "status": "Failure", "reason": "InternalError", "message": why, "code": 500 })
+async fn send(socket: &mut WebSocket, frame: &Frame) -> Result<(), axum::Error> {
+    socket.send(Message::Binary(frame.encode())).await
 }
 
 #[cfg(test)]
@@ -216,23 +167,5 @@ mod tests {
             let problem = Asked::parse(Some(query)).expect_err(why);
             assert!(problem.detail.contains(why), "{problem}");
         }
-    }
-
-    #[test]
-    fn messages_are_read_as_kubernetes_writes_them() {
-        for (message, meaning) in [
-            (&b"\0hello"[..], Some(FromClient::Input(b"hello".to_vec()))),
-            (&[255, 0], Some(FromClient::EndOfInput)),
-            (&b"\x04{\"Width\":80,\"Height\":24}"[..], Some(FromClient::Resize { columns: 80, rows: 24 })),
-            (&b"\x04{\"Width\":80}"[..], None),
-            (&b"\x04{\"Width\":99999999,\"Height\":1}"[..], None),
-            (&[255, 1], None),
-            (&b"\x09x"[..], None),
-            (&b""[..], None),
-        ] {
-            assert_eq!(heard(message), meaning, "{message:?}");
-        }
-        assert_eq!(status(&Ended { status: 0 })["status"], "Success");
-        assert_eq!(status(&Ended { status: 7 })["details"]["causes"][0]["message"], "7");
     }
 }

@@ -134,8 +134,8 @@ pub struct Took {
     pub total: u64,
 }
 
-/// `POST /v1/warm-pools`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// `POST /v1/warm-pools`: what a file of pools.d says, and its name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PoolRequest {
     /// Its name.
