@@ -38,6 +38,14 @@ pub enum Input {
         /// For people.
         message: String,
     },
+    /// Nobody makes, binds or takes it down any more, and what is left of it is taken down. One that was taken up again meanwhile, and
+    /// works, is its claim's: it is not.
+    Swept {
+        /// For programs, such as `interrupted`.
+        code: String,
+        /// For people.
+        message: String,
+    },
     /// It shall end, or has ended as it should; what is left of it is taken down.
     Ended {
         /// For programs, such as `terminated`.
@@ -60,6 +68,11 @@ impl Input {
         Self::Evicted { code: code.to_owned(), message: message.into() }
     }
 
+    /// What is left of it shall go, and why.
+    pub fn swept(code: &str, message: impl Into<String>) -> Self {
+        Self::Swept { code: code.to_owned(), message: message.into() }
+    }
+
     /// It failed, and why.
     pub fn failed(code: &str, message: impl Into<String>) -> Self {
         Self::Failed { code: code.to_owned(), message: message.into() }
@@ -73,6 +86,7 @@ impl Input {
             Self::Bound => "be bound",
             Self::Failed { .. } => "fail",
             Self::Evicted { .. } => "be evicted",
+            Self::Swept { .. } => "be swept away",
             Self::Ended { .. } => "end",
             Self::Amended => "be changed",
         }
@@ -117,7 +131,9 @@ pub fn step(phase: Phase, input: &Input) -> Option<Phase> {
         (Warming | Ready | Claimed | Running | Failed, Input::Failed { .. }) => Some(Failed),
         // What is being taken down exits, and that is no failure.
         (Terminating, Input::Failed { .. }) => Some(Terminating),
-        (Ready, Input::Evicted { .. }) | (_, Input::Ended { .. }) => Some(Terminating),
+        (Ready, Input::Evicted { .. }) => Some(Terminating),
+        (Warming | Claimed | Failed | Terminating, Input::Swept { .. }) => Some(Terminating),
+        (_, Input::Ended { .. }) => Some(Terminating),
         (Warming | Ready | Claimed | Running, Input::Amended) => Some(phase),
         _ => None,
     }
@@ -147,7 +163,7 @@ pub fn advance(before: &Sandbox, input: Input, change: Change, now: Timestamp) -
         Input::Failed { code, message } if phase == Phase::Failed => {
             after.reason.get_or_insert(Reason { phase: before.phase, code, message });
         }
-        Input::Evicted { code, message } | Input::Ended { code, message } => {
+        Input::Evicted { code, message } | Input::Swept { code, message } | Input::Ended { code, message } => {
             after.reason.get_or_insert(Reason { phase: before.phase, code, message });
         }
         Input::Failed { .. } | Input::Bound | Input::Amended => {}
@@ -168,7 +184,7 @@ mod tests {
     use super::*;
     use crate::sandbox::{Generation, Membership};
 
-    fn inputs() -> [Input; 8] {
+    fn inputs() -> [Input; 9] {
         let claim = Claim {
             id: "claim-1".parse().unwrap(),
             pool: "demo".parse().unwrap(),
@@ -183,6 +199,7 @@ mod tests {
             Input::Bound,
             Input::failed("f", "it failed"),
             Input::evicted("v", "too many"),
+            Input::swept("s", "nobody's"),
             Input::ended("e", "it ended"),
             Input::Amended,
         ]
@@ -197,15 +214,15 @@ mod tests {
 
     #[test]
     fn each_phase_allows_what_the_table_says() {
-        // Warmed, Started, Taken, Bound, Failed, Evicted, Ended, Amended
+        // Warmed, Started, Taken, Bound, Failed, Evicted, Swept, Ended, Amended
         let (t, none) = (Some(Terminating), None);
         for (phase, row) in [
-            (Warming, [Some(Ready), Some(Running), none, none, Some(Failed), none, t, Some(Warming)]),
-            (Ready, [none, none, Some(Claimed), none, Some(Failed), t, t, Some(Ready)]),
-            (Claimed, [none, none, none, Some(Running), Some(Failed), none, t, Some(Claimed)]),
-            (Running, [none, none, none, none, Some(Failed), none, t, Some(Running)]),
-            (Terminating, [none, none, none, none, t, none, t, none]),
-            (Failed, [none, none, none, none, Some(Failed), none, t, none]),
+            (Warming, [Some(Ready), Some(Running), none, none, Some(Failed), none, t, t, Some(Warming)]),
+            (Ready, [none, none, Some(Claimed), none, Some(Failed), t, none, t, Some(Ready)]),
+            (Claimed, [none, none, none, Some(Running), Some(Failed), none, t, t, Some(Claimed)]),
+            (Running, [none, none, none, none, Some(Failed), none, none, t, Some(Running)]),
+            (Terminating, [none, none, none, none, t, none, t, t, none]),
+            (Failed, [none, none, none, none, Some(Failed), none, t, t, none]),
         ] {
             assert_eq!(inputs().each_ref().map(|input| step(phase, input)), row, "{phase}");
         }

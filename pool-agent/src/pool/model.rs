@@ -23,7 +23,10 @@ use crate::store::{StoreError, TakeRequest, Taken};
 #[derive(Clone, Debug)]
 enum Op {
     Wait(u64),
-    Reconcile,
+    /// A new plan; what is left of the last one is forgotten.
+    Plan,
+    /// One act of the plan, however late.
+    Act(usize),
     /// One step of one of the agent's jobs.
     Step(usize),
     /// A claim, by one of a few keys or by none.
@@ -81,6 +84,7 @@ struct World {
     handed: BTreeMap<SandboxId, ClaimId>,
     // What does not.
     jobs: BTreeMap<SandboxId, Job>,
+    planned: Vec<Act>,
     attempts: Attempts,
     faults: BTreeSet<Step>,
     claims: Vec<Minute>,
@@ -113,6 +117,7 @@ impl World {
             real: BTreeMap::new(),
             handed: BTreeMap::new(),
             jobs: BTreeMap::new(),
+            planned: Vec::new(),
             attempts: Attempts::default(),
             faults: BTreeSet::new(),
             claims: Vec::new(),
@@ -124,7 +129,13 @@ impl World {
     fn apply(&mut self, op: &Op) {
         match op {
             Op::Wait(seconds) => self.now = Timestamp::from_unix(self.now.unix() + seconds),
-            Op::Reconcile => self.reconcile(),
+            Op::Plan => self.plan(),
+            Op::Act(n) => {
+                if !self.planned.is_empty() {
+                    let act = self.planned.swap_remove(n % self.planned.len());
+                    self.act(act);
+                }
+            }
             Op::Step(n) => {
                 if let Some(id) = pick(self.jobs.keys(), *n) {
                     self.step(&id);
@@ -144,6 +155,7 @@ impl World {
             }
             Op::Killed => {
                 self.jobs.clear();
+                self.planned.clear();
                 self.attempts = Attempts::default();
             }
             Op::Template(n) => self.change(|pool| pool.template = template(*n)),
@@ -195,48 +207,42 @@ impl World {
         if self.pool.draining { 0 } else { target(&self.pool.scaling, &self.claims, self.now) as usize }
     }
 
-    fn reconcile(&mut self) {
-        let members: Vec<_> = self
-            .records
-            .iter()
-            .filter_map(|sandbox| Member::of(sandbox, self.jobs.contains_key(&sandbox.id)))
-            .collect();
-        let (before, mut in_time) = (self.available(), 0);
-        let mut warmed = false;
-        for act in plan(&self.pool, &members, &self.claims, &self.attempts, false, self.now) {
-            match act {
-                Act::Warm => {
-                    self.made += 1;
-                    let id: SandboxId = format!("box-{}", self.made).parse().unwrap();
-                    let member = Membership { pool: self.pool.name.clone(), generation: self.generation.clone() };
-                    let spec = self.pool.template.spec.clone();
-                    // The record first: what is made and then forgotten would run for ever.
-                    self.records.insert(&Sandbox::wished(id.clone(), node(), Some(member), spec, self.now)).unwrap();
-                    self.jobs.insert(id, Job { next: Step::Create, began: self.now });
-                    warmed = true;
+    fn plan(&mut self) {
+        let member = |sandbox: &Sandbox| Member::of(sandbox, self.jobs.contains_key(&sandbox.id));
+        let members: Vec<_> = self.records.iter().filter_map(member).collect();
+        self.planned = plan(&self.pool, &members, &self.claims, &self.attempts, false, self.now);
+        let warm = self.planned.iter().filter(|act| **act == Act::Warm).count();
+        let most = (self.pool.scaling.max_ready + self.pool.scaling.max_warming) as usize;
+        assert!(warm == 0 || self.unclaimed() + warm <= most, "{warm} beside {} of {most}", self.unclaimed());
+        let early = self.planned.iter().filter(|act| matches!(act, Act::Evict(_, Why::Aged | Why::Excess))).count();
+        assert!(
+            early == 0 || self.available() - early >= self.target(),
+            "what could be handed out goes below the target"
+        );
+    }
+
+    fn act(&mut self, act: Act) {
+        match act {
+            Act::Warm => {
+                self.made += 1;
+                let id: SandboxId = format!("box-{}", self.made).parse().unwrap();
+                let member = Membership { pool: self.pool.name.clone(), generation: self.generation.clone() };
+                let spec = self.pool.template.spec.clone();
+                // The record first: what is made and then forgotten would run for ever.
+                self.records.insert(&Sandbox::wished(id.clone(), node(), Some(member), spec, self.now)).unwrap();
+                self.jobs.insert(id, Job { next: Step::Create, began: self.now });
+            }
+            Act::Evict(id, why) => {
+                if self.advance(&id, Input::evicted(why.code(), "")).is_ok() {
+                    self.take_down(id);
                 }
-                Act::Evict(id, why) => {
-                    if self.advance(&id, Input::evicted(why.code(), "")).is_ok() {
-                        in_time += usize::from(matches!(why, Why::Aged | Why::Excess));
-                        self.take_down(id);
-                    }
-                }
-                Act::Remove(id, why) => {
-                    self.advance(&id, Input::ended(why.code(), "")).unwrap();
+            }
+            Act::Remove(id, why) => {
+                if !self.jobs.contains_key(&id) && self.advance(&id, Input::swept(why.code(), "")).is_ok() {
                     self.take_down(id);
                 }
             }
         }
-        assert!(
-            in_time == 0 || before - in_time >= self.target(),
-            "what could be handed out was evicted below the target"
-        );
-        let most = (self.pool.scaling.max_ready + self.pool.scaling.max_warming) as usize;
-        assert!(
-            !warmed || self.unclaimed() <= most,
-            "{} are there that nobody has claimed, of at most {most}",
-            self.unclaimed()
-        );
     }
 
     fn take_down(&mut self, id: SandboxId) {
@@ -388,7 +394,10 @@ impl World {
         while rounds < 60 && quiet < 6 {
             rounds += 1;
             self.apply(&Op::Wait(61));
-            self.apply(&Op::Reconcile);
+            self.plan();
+            while let Some(act) = self.planned.pop() {
+                self.act(act);
+            }
             quiet = if self.jobs.is_empty() { quiet + 1 } else { 0 };
             while let Some(id) = pick(self.jobs.keys(), 0) {
                 self.step(&id);
@@ -438,7 +447,8 @@ fn op() -> impl Strategy<Value = Op> {
     ]);
     prop_oneof![
         4 => (1..40_u64).prop_map(Op::Wait),
-        8 => Just(Op::Reconcile),
+        5 => Just(Op::Plan),
+        12 => (0..64_usize).prop_map(Op::Act),
         24 => (0..64_usize).prop_map(Op::Step),
         8 => prop::option::of(0..4_u8).prop_map(Op::Claim),
         3 => (0..64_usize).prop_map(Op::Done),

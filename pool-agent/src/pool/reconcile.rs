@@ -60,8 +60,8 @@ pub enum Act {
     Warm,
     /// Take this member down, if it is still Ready (`Input::Evicted`): a claim may have been faster.
     Evict(SandboxId, Why),
-    /// Take down what is left of this one, whatever its phase (`Input::Ended`), and then remove its record; if
-    /// nobody of this process has begun to work at it since.
+    /// Take down what is left of this one (`Input::Swept`), and then remove its record; unless somebody of this process has begun to work
+    /// at it since.
     Remove(SandboxId, Why),
 }
 

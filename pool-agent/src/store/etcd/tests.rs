@@ -60,7 +60,7 @@ impl Server {
 
 fn begin(data: &tempfile::TempDir, client: &str, peer: &str) -> Child {
     let started = Command::new("etcd")
-        .args(["--name", "test", "--log-level", "error", "--unsafe-no-fsync"])
+        .args(["--name", "test", "--logger", "zap", "--log-level", "error", "--unsafe-no-fsync"])
         .arg("--data-dir")
         .arg(data.path())
         .args(["--listen-client-urls", client, "--advertise-client-urls", client])
