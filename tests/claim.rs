@@ -118,6 +118,31 @@ fn what_was_not_made_to_wait_is_not_handed_over() {
 }
 
 #[test]
+fn a_claim_that_fails_half_way_leaves_nobody_in_the_sandbox() {
+    let node = Node::with(Setup::default());
+    with_secret(&node);
+    let agent = Agent::register(&node, "a", 1);
+    let shim = node.run_waiting("m", &[]);
+    // The token, which is put there last, has something in its way.
+    let sandboxes = fs::read_dir(node.path("creto/run/sandboxes")).unwrap();
+    let inside = sandboxes.map(|sandbox| sandbox.unwrap().path().join("creto/m")).find(|dir| dir.is_dir()).unwrap();
+    fs::create_dir_all(inside.join(".identity.jwt/x")).unwrap();
+    let request = RebindRequest { secrets: vec!["file:db".into()], ..claim("m", "c-1", &agent) };
+    for _ in 0..2 {
+        let spoilt = shim.rebind(&request).unwrap_err();
+        assert!(matches!(&spoilt, ShimError::Spoilt(why) if why.contains("destroy it")), "{spoilt}");
+    }
+    assert!(matches!(shim.rebind(&claim("m", "c-2", &agent)), Err(ShimError::Refused(_))));
+    assert_eq!(standing(&shim), (Claim::Spoilt, "c-1".to_owned()));
+    fs::remove_dir_all(inside.join(".identity.jwt")).unwrap();
+    let (_, left) = shim.exec(&["find", "/run/creto", "-type", "f"]);
+    assert_eq!(left, "/run/creto/jwks.json\n");
+    assert_eq!(node.statements("m").len(), 1, "nothing more is said of it");
+    node.remove("m");
+    node.assert_nothing_left();
+}
+
+#[test]
 fn the_holder_buries_what_is_left_to_it() {
     let node = Node::start();
     let shim = node.run_waiting("m", &[]);

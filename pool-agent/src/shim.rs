@@ -24,6 +24,8 @@ const PROMPT: Duration = Duration::from_secs(5);
 const BUSY: Duration = Duration::from_secs(30);
 /// For a claim: the shim asks the operator's secret providers (10 s each at most), and creto-egress (10 s).
 const BIND: Duration = Duration::from_secs(60);
+/// What the shim has beyond our own patience.
+const MARGIN: Duration = Duration::from_secs(1);
 const TASK: &str = "containerd.task.v3.Task";
 /// What containerd's clients call the spec of an exec's process.
 const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
@@ -337,12 +339,13 @@ impl Shim {
         let request = Request {
             service: service.to_owned(),
             method: method.to_owned(),
-            // Zero would be for ever.
-            timeout_nano: i64::try_from(patience.as_nanos()).unwrap_or(i64::MAX).max(1),
+            // For the shim, which then forgets the call. Our own time is up before, for ttrpc's error would not tell it from others.
+            timeout_nano: i64::try_from((patience + MARGIN).as_nanos()).unwrap_or(i64::MAX),
             payload,
             ..Default::default()
         };
-        match self.client.request(request).await {
+        let answered = tokio::time::timeout(patience, self.client.request(request)).await;
+        match answered.map_err(|_| ShimError::Late(method))? {
             Ok(response) => Ok(response.payload),
             Err(ttrpc::Error::RpcStatus(status)) => Err(refused(method, status.code(), status.message)),
             Err(error) => Err(ShimError::Gone { path: self.path.clone(), why: error.to_string() }),

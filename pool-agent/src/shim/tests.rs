@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use containerd_shim_protos::shim_async::{Task, create_task};
+use containerd_shim_protos::ttrpc::Response;
 use containerd_shim_protos::ttrpc::r#async::{MethodHandler, Server, Service, TtrpcContext};
-use containerd_shim_protos::ttrpc::{Response, get_rpc_status};
 use serde_json::json;
 
 use super::*;
@@ -58,14 +58,12 @@ const CODES: [(&str, Code); 9] = [
 impl MethodHandler for Fake {
     async fn handler(&self, _: TtrpcContext, request: Request) -> ttrpc::Result<Response> {
         let asked = RebindRequest::decode(request.payload.as_slice()).unwrap();
-        if let Some((_, code)) = CODES.iter().find(|(claim, _)| *claim == asked.claim_id) {
-            return Err(get_rpc_status(*code, "because"));
-        }
         if asked.claim_id == "never" {
             std::future::pending::<()>().await;
         }
         let mut response = Response::new();
-        response.set_status(ttrpc::get_status(Code::OK, ""));
+        let code = CODES.iter().find(|(claim, _)| *claim == asked.claim_id).map_or(Code::OK, |(_, code)| *code);
+        response.set_status(ttrpc::get_status(code, "because"));
         response.payload =
             Bound { workload: format!("{}/{}", asked.sandbox, asked.claim_id), ..Default::default() }.encode_to_vec();
         Ok(response)

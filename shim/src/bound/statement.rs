@@ -11,6 +11,7 @@ use trust::digest::Digest;
 use trust::id::WorkloadId;
 
 use super::Bound;
+use super::claim::Standing;
 use crate::attest::{self, Facts};
 use crate::error::TaskError;
 use crate::run_dir::{self, Readers, RunDir};
@@ -69,6 +70,9 @@ impl Bound {
     pub(super) fn issue(&self) -> Result<Event, TaskError> {
         let doing = |e: &dyn std::fmt::Display| TaskError::host("attesting the sandbox", e);
         let mut state = self.state();
+        if let Standing::Spoilt(spoilt) = &state.claim {
+            return Err(TaskError::NotClaimable(spoilt.to_string()));
+        }
         let Some((mut facts, pid)) = state.facts.clone() else {
             return Err(doing(&"it has ended, or was not made yet"));
         };

@@ -254,6 +254,7 @@ async fn what_fails_after_the_first_change_leaves_nothing_of_anybodys_behind_the
         assert_eq!(updated.code(), Code::FAILED_PRECONDITION, "{what}");
         let entered = world.bound.enter("c2", &mut json!({"mounts": []})).unwrap_err();
         assert_eq!(entered.code(), Code::FAILED_PRECONDITION, "{what}");
+        assert_eq!(world.bound.updated().unwrap_err().code(), Code::FAILED_PRECONDITION, "{what}");
         assert!(!world.bound.lives() && world.bound.stand().is_none(), "{what}");
         world.clock.advance(LIFETIME);
         world.bound.refresh().await.unwrap();
