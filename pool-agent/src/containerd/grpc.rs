@@ -13,7 +13,7 @@ use containerd_client::services::v1::version_client::VersionClient;
 use containerd_client::services::v1::{CreateRequest, DeleteRequest};
 use containerd_client::tonic::metadata::{Ascii, MetadataValue};
 use containerd_client::tonic::transport::Channel;
-use containerd_client::tonic::{Code, Request, Status};
+use containerd_client::tonic::{Code, Request, Status, TimeoutExpired};
 use tokio::sync::{OnceCell, mpsc};
 
 use super::{
@@ -123,13 +123,16 @@ impl Containerd {
     pub(super) fn meaning(&self, status: &Status, what: &str, doing: &str, within: Duration) -> ContainersError {
         let (doing, message) = (doing.to_owned(), status.message().to_owned());
         // What a server says has no source; what has one was made on our side of the connection.
-        if status.source().is_some() && status.code() != Code::DeadlineExceeded && status.code() != Code::Cancelled {
-            return self.unavailable(status);
+        if let Some(source) = status.source() {
+            return match is_timeout(source) {
+                true => ContainersError::Timeout { doing, after: within },
+                false => self.unavailable(status),
+            };
         }
         match status.code() {
             Code::NotFound => ContainersError::NotFound(what.to_owned()),
             Code::AlreadyExists => ContainersError::AlreadyExists(what.to_owned()),
-            // tonic's own timer says Cancelled; we never cancel a call that we await.
+            // containerd's word for a call that was given up is as good as that for one that is late.
             Code::DeadlineExceeded | Code::Cancelled => ContainersError::Timeout { doing, after: within },
             Code::PermissionDenied | Code::Unauthenticated => {
                 ContainersError::Refused { doing, refusal: Refusal::Forbidden, message }
@@ -180,6 +183,10 @@ impl Lease {
             tracing::warn!(lease = self.id, error, "a lease of containerd was not ended; it expires within the hour");
         }
     }
+}
+
+fn is_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.is::<TimeoutExpired>() || error.source().is_some_and(is_timeout)
 }
 
 /// 16 hex digits that nobody else has.
@@ -262,7 +269,7 @@ mod tests {
             (Code::NotFound, "", |e| matches!(e, ContainersError::NotFound(what) if what == "c1")),
             (Code::AlreadyExists, "", |e| matches!(e, ContainersError::AlreadyExists(what) if what == "c1")),
             (Code::DeadlineExceeded, "", |e| matches!(e, ContainersError::Timeout { .. })),
-            (Code::Cancelled, "Timeout expired", |e| matches!(e, ContainersError::Timeout { .. })),
+            (Code::Cancelled, "context canceled", |e| matches!(e, ContainersError::Timeout { .. })),
             (
                 Code::PermissionDenied,
                 "who are you",
@@ -285,6 +292,33 @@ mod tests {
     async fn without_containerd_it_says_where_it_looked() {
         let error = containerd().version().await.unwrap_err();
         assert!(error.is_unavailable() && error.to_string().contains("/nowhere/c.sock"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_containerd_that_hangs_and_one_that_hangs_up_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        for hangs in [true, false] {
+            let address = dir.path().join(format!("{hangs}.sock"));
+            let listener = tokio::net::UnixListener::bind(&address).unwrap();
+            let server = tokio::spawn(async move {
+                loop {
+                    let connection = listener.accept().await.unwrap();
+                    if hangs {
+                        std::mem::forget(connection);
+                    }
+                }
+            });
+            let containerd = Containerd::new(Settings { address, ..Settings::default() }).unwrap();
+            let within = Duration::from_millis(if hangs { 50 } else { 60_000 });
+            let asked = match containerd.channel().await {
+                Ok(channel) => VersionClient::new(channel).version(containerd.request((), within)).await,
+                Err(error) => panic!("{error}"),
+            };
+            let error = containerd.meaning(&asked.unwrap_err(), "version", "asking", within);
+            assert_eq!(matches!(error, ContainersError::Timeout { .. }), hangs, "{error:?}");
+            assert_eq!(error.is_unavailable(), !hangs, "{error:?}");
+            server.abort();
+        }
     }
 
     #[test]
