@@ -9,6 +9,7 @@ pub mod cli;
 
 pub mod api;
 pub mod channels;
+pub mod error;
 pub mod pool;
 pub mod store;
 

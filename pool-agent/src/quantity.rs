@@ -4,7 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 /// What may stand behind a number of bytes, and what it multiplies it by.
 const UNITS: [(&str, u64); 8] = [

@@ -35,7 +35,7 @@ pub struct Sandbox {
     /// For whom it works.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentId>,
-    /// Who took it, of a member.
+    /// Who took it, of a member; who waits for it, of a cold spawn in a member's place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim: Option<Claim>,
     /// What holds its packets. Nothing has been Ready without.
@@ -201,12 +201,14 @@ impl fmt::Display for Generation {
     }
 }
 
-/// Who took a member.
+/// Who took a member, or got a cold spawn because the pool was empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Claim {
     /// This claim.
     pub id: ClaimId,
+    /// From which pool.
+    pub pool: PoolName,
     /// By which its caller may ask again and get the same sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<IdempotencyKey>,
@@ -264,6 +266,7 @@ mod tests {
         member.fence = Some(Fence::Ruleset(Digest::of(b"rules")));
         member.claim = Some(Claim {
             id: "claim-1".parse().unwrap(),
+            pool: "demo".parse().unwrap(),
             idempotency_key: Some("order-7/retry".parse().unwrap()),
             agent: Some("spiffe://example.org/agents/a".parse().unwrap()),
             at: now,

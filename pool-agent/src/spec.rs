@@ -320,7 +320,7 @@ fn yes() -> bool {
     true
 }
 
-fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+pub(crate) fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let words = Vec::<String>::deserialize(deserializer)?;
     match words {
         words if words.len() > MOST_WORDS => Err(de::Error::custom("command: more than 4096 words")),
@@ -330,7 +330,7 @@ fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::E
     }
 }
 
-fn environment<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+pub(crate) fn environment<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
     let env = BTreeMap::<String, String>::deserialize(deserializer)?;
     if env.len() > MOST_WORDS {
         return Err(de::Error::custom("env: more than 4096 variables"));
@@ -346,7 +346,7 @@ fn environment<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<St
     }
 }
 
-fn secrets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SecretRef>, D::Error> {
+pub(crate) fn secrets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SecretRef>, D::Error> {
     let secrets = Vec::<SecretRef>::deserialize(deserializer)?;
     if secrets.len() > MOST_SECRETS {
         return Err(de::Error::custom("secrets: more than 64"));

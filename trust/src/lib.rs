@@ -20,3 +20,5 @@ pub mod digest;
 pub mod https;
 pub mod id;
 pub mod json;
+#[cfg(feature = "ledger")]
+pub mod sqlite;

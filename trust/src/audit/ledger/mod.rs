@@ -13,11 +13,8 @@ mod tests;
 mod verify;
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
-use std::io::ErrorKind;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
@@ -25,6 +22,7 @@ use super::inbox::{Inbox, InboxError, Line, SpoolFile};
 use super::log::{Frontier, Hash, Node, Nodes, leaf_hash};
 use super::record::{About, AuditRecord, BadRecord, Event, Producer, Text};
 use super::tree_head::{NoteError, SignedTreeHead, TreeHeadSigner};
+use crate::sqlite;
 
 pub use search::{Entry, Found, Inclusion, Query, Unreadable};
 pub use verify::{Damage, Hole, Report};
@@ -120,10 +118,8 @@ pub struct Ledger {
 impl Ledger {
     /// Opens the ledger at `path`, making it if it is not there; `node` signs what the ledger itself has to record.
     pub fn open(path: &Path, node: &str) -> Result<Self, LedgerError> {
-        make_private(path).map_err(|source| LedgerError::Place { path: path.to_owned(), source })?;
-        let mut db = Connection::open(path)?;
-        db.busy_timeout(PATIENCE)?;
-        write_ahead(&db)?;
+        sqlite::make_private(path).map_err(|source| LedgerError::Place { path: path.to_owned(), source })?;
+        let mut db = sqlite::connect(path, PATIENCE)?;
         db.pragma_update(None, "synchronous", "FULL")?; // a commit is on the disk before a file is removed
         let version = |db: &Connection| db.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
         if version(&db)? == 0 {
@@ -263,32 +259,6 @@ fn in_order(inbox: &Inbox, files: &[SpoolFile]) -> Vec<(usize, Line)> {
     }
     lines.sort_by_key(|(time, _, _)| *time); // stable: equal times keep the files' order
     lines.into_iter().map(|(_, n, line)| (n, line)).collect()
-}
-
-/// Makes the file, which SQLite would give the umask's permissions. One that is there is left unopened: to close it here
-/// would take away the locks of every connection that this process has to it (POSIX locks; sqlite.org/howtocorrupt.html
-/// §2.2).
-fn make_private(path: &Path) -> std::io::Result<()> {
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// Has the database keep a write-ahead log. Of two that switch a new one at once SQLite refuses one without a wait
-/// (its busy timeout does not count there, for both hold what the other waits for): the wait is ours.
-fn write_ahead(db: &Connection) -> rusqlite::Result<()> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match db.pragma_update(None, "journal_mode", "WAL") {
-            Err(error)
-                if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) && Instant::now() < until =>
-            {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            done => return done,
-        }
-    }
 }
 
 /// The end of the log inside a transaction.
