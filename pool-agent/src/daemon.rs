@@ -11,9 +11,11 @@ use trust::clock::SystemClock;
 
 use crate::api::{self, Api};
 use crate::config::{self, Config, ConfigError};
-use crate::containerd::{self, BadNamespace, Containerd};
+use crate::containerd::grpc::BadNamespace;
+use crate::containerd::{self, Containerd};
 use crate::metrics::Metrics;
-use crate::network::{BadConflist, Cni, Conflist};
+use crate::network::conflist::{BadConflist, Conflist};
+use crate::network::Cni;
 use crate::node::{Node, NodeError, Root};
 use crate::pools::WarmPoolManager;
 use crate::ports::{Hands, Ports};
@@ -41,8 +43,14 @@ pub enum DaemonFailed {
     #[error(transparent)]
     Node(#[from] NodeError),
     /// The CNI configuration.
-    #[error(transparent)]
-    Network(#[from] BadConflist),
+    #[error("{}", path.display())]
+    Network {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        error: BadConflist,
+    },
     /// containerd's namespace.
     #[error(transparent)]
     Namespace(#[from] BadNamespace),
@@ -119,10 +127,14 @@ async fn open(root: Root) -> Result<Ports, DaemonFailed> {
     let settings = containerd::Settings {
         namespace: config.containerd.namespace.clone(),
         snapshotter: config.containerd.snapshotter.clone(),
-        ..containerd::Settings::at(&config.containerd.address)
+        address: config.containerd.address.clone(),
+        ..containerd::Settings::default()
     };
     let network = &config.network;
-    let cni = Cni::new(Conflist::read(&network.conflist)?, network.plugins.clone(), root.run(), PLUGIN);
+    let path = network.conflist.clone();
+    let text = doing(path.display().to_string(), std::fs::read_to_string(&path))?;
+    let conflist = Conflist::parse(&text).map_err(|error| DaemonFailed::Network { path, error })?;
+    let cni = Cni::new(conflist, network.plugins.clone(), root.run(), PLUGIN);
     let maker = spawn::Node {
         containers: Arc::new(Containerd::new(settings)?),
         networks: Arc::new(cni),

@@ -175,7 +175,7 @@ impl Session {
                             carry_out(stderr, &to, Frame::Stderr).await;
                         }
                     };
-                    tokio::join!(carry_out(stdout, &to, ToClient::Stdout), errors);
+                    tokio::join!(carry_out(stdout, &to, Frame::Stdout), errors);
                 };
                 let ended = async {
                     let (exit, ()) = tokio::join!(shim.wait(process, LIFE), output);

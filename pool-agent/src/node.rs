@@ -67,6 +67,26 @@ impl Root {
         self.0.run().join("pool-agent.sock")
     }
 
+    /// What a reboot empties.
+    pub fn run(&self) -> &Path {
+        self.0.run()
+    }
+
+    /// What the node agent keeps, where no etcd does.
+    pub fn database(&self) -> PathBuf {
+        self.0.lib().join("creto.db")
+    }
+
+    /// The node agent's settings.
+    pub fn agent_config(&self) -> PathBuf {
+        self.0.etc().join("pool-agent.toml")
+    }
+
+    /// The pools, a file each.
+    pub fn pools(&self) -> PathBuf {
+        self.0.etc().join("pools.d")
+    }
+
     /// The operator's settings.
     pub fn settings(&self) -> PathBuf {
         self.0.etc().join("runtime.toml")

@@ -14,6 +14,8 @@ use super::auth::Via;
 use super::input::Body;
 use super::problem::Problem;
 use super::types::{Health, HealthStatus, Runtime};
+use egress::protocol::Ask;
+
 use crate::admission::drain;
 use crate::config;
 use crate::ports::Ports;
@@ -64,7 +66,9 @@ async fn store(ports: &Ports) -> String {
 async fn egress(ports: &Ports) -> String {
     let socket = ports.root.egress_socket();
     said(async move {
-        let asked = tokio::task::spawn_blocking(move || egress::client::Client::new(socket).list().map(drop));
+        let asked = tokio::task::spawn_blocking(move || {
+            egress::client::Client::connect(&socket, DEADLINE).and_then(|mut client| client.ask(Ask::List)).map(drop)
+        });
         asked.await.map_err(|e| e.to_string())?.map_err(|e| trust::chain::chain(&e))
     })
     .await

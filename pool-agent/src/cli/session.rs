@@ -97,14 +97,9 @@ async fn say(mut there: SplitSink<Stream, Message>, wanted: Wanted, mut resized:
     let mut next = size(wanted);
     loop {
         if let Some(frame) = next.take()
-            && let Err(error) = there.send(Message::Binary(frame.encode())).await
+            && there.send(Message::Binary(frame.encode())).await.is_err()
         {
-            // Who has ended reads no more; `hear` knows why.
-            match error {
-                tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => future::pending().await,
-                tungstenite::Error::Io(_) => future::pending().await,
-                error => return SessionError::Broken(error),
-            }
+            return future::pending().await; // who has ended reads no more; `hear` hears why
         }
         next = tokio::select! {
             chunk = read(&mut input) => match chunk {

@@ -5,6 +5,15 @@
 mod agents;
 mod attestations;
 mod audit;
+mod claims;
+mod copies;
+mod health;
 mod keys;
-mod node;
+mod pools;
+mod sandboxes;
+mod sessions;
 mod shell;
+
+mod node;
+mod pool_agent;
+mod pty;
