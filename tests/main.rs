@@ -47,3 +47,4 @@ mod spawn;
 mod spawn_interrupted;
 mod stdio;
 mod stock_verifiers;
+mod warm_pool;

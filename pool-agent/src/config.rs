@@ -12,6 +12,8 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// The holder's program, which waits in members until they are claimed; beside the agent's own where none is named.
+    pub holder: Option<PathBuf>,
     /// The table `[containerd]`.
     pub containerd: Containerd,
     /// The table `[network]`.

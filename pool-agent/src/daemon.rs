@@ -147,21 +147,23 @@ async fn open(root: Root) -> Result<Ports, DaemonFailed> {
         maker,
         clock: Arc::new(SystemClock),
         metrics: Metrics::new(),
-        holder: holder()?,
+        holder: holder(config.holder.clone())?,
         hands: Arc::new(Hands::default()),
         root,
         config,
     })
 }
 
-/// Installed beside this program.
-fn holder() -> Result<PathBuf, DaemonFailed> {
-    let program = doing("finding its own program", std::env::current_exe())?;
-    let holder = program.with_file_name(HOLDER);
+/// As the settings say, else beside this program.
+fn holder(named: Option<PathBuf>) -> Result<PathBuf, DaemonFailed> {
+    let holder = match named {
+        Some(holder) => holder,
+        None => doing("finding its own program", std::env::current_exe())?.with_file_name(HOLDER),
+    };
     match holder.exists() {
         true => Ok(holder),
         false => Err(DaemonFailed::Io {
-            doing: format!("{} must stand beside {}", HOLDER, program.display()),
+            doing: format!("the holder {}: install it there, or name it by `holder` in pool-agent.toml", holder.display()),
             error: io::ErrorKind::NotFound.into(),
         }),
     }

@@ -13,6 +13,7 @@ pub mod netns;
 pub mod network;
 pub mod nhi;
 pub mod parts;
+pub mod pool_agent;
 pub mod process;
 pub mod registry;
 pub mod shim;

@@ -121,7 +121,13 @@ pub fn shim_dir() -> &'static Path {
 /// The client under test.
 pub fn cli() -> &'static Path {
     static CLI: OnceLock<PathBuf> = OnceLock::new();
-    CLI.get_or_init(|| built("creto-runtime", &["--release", "--bin", "creto-runtime-cli"]))
+    CLI.get_or_init(|| built("creto-runtime", &["--profile", "daemon", "--bin", "creto-runtime-cli"]))
+}
+
+/// The node agent under test.
+pub fn pool_agent() -> &'static Path {
+    static AGENT: OnceLock<PathBuf> = OnceLock::new();
+    AGENT.get_or_init(|| built("creto-runtime", &["--profile", "daemon", "--bin", "creto-pool-agent"]))
 }
 
 /// The daemon under test.

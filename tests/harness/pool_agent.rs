@@ -1,0 +1,111 @@
+//! creto-pool-agent on a node of a test's, as an operator starts it, and asked by the client.
+
+use std::fs;
+use std::process::{Child, Stdio};
+use std::sync::Mutex;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::network::Network;
+use super::process::Finished;
+use super::{parts, poll, wait_until};
+
+/// The agent of a node.
+pub struct PoolAgent<'a> {
+    /// Where it runs.
+    pub network: &'a Network,
+    process: Mutex<Option<Child>>,
+}
+
+impl<'a> PoolAgent<'a> {
+    /// Starts it, with the network that we ship on another subnet than the harness', and waits until it is healthy.
+    pub fn start(network: &'a Network, settings: &str) -> Self {
+        let node = &network.node;
+        let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/cni/10-creto.conflist");
+        let ipam = node.path("ipam").display().to_string();
+        let conflist = fs::read_to_string(shipped).unwrap();
+        let conflist = conflist.replace("/run/creto/ipam", &ipam).replace("10.89.0.0/16", "10.88.0.0/16");
+        let path = node.path("creto/etc/10-creto.conflist");
+        fs::write(&path, conflist).unwrap();
+        let config = format!(
+            "holder = {:?}\n{settings}\n[containerd]\naddress = {:?}\nstate = {:?}\nnamespace = {:?}\nsnapshotter = {:?}\n\
+             [network]\nconflist = {path:?}\n",
+            parts::hold(),
+            node.address(),
+            node.path("state"),
+            node.namespace(),
+            node.snapshotter(),
+        );
+        fs::write(node.path("creto/etc/pool-agent.toml"), config).unwrap();
+        let agent = Self { network, process: Mutex::default() };
+        agent.restart();
+        agent
+    }
+
+    /// Starts it, after it has ended.
+    pub fn restart(&self) {
+        let node = &self.network.node;
+        let log = fs::File::options().create(true).append(true).open(node.path("agent.log")).unwrap();
+        let mut command = self.network.host.command(parts::pool_agent().to_str().unwrap());
+        command.arg("--root").arg(node.path("creto")).stdin(Stdio::null());
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        *self.process.lock().unwrap() = Some(command.spawn().unwrap());
+        let healthy = poll(|| (self.cli(&["health"]).status == 0).then_some(()));
+        assert!(healthy.is_some(), "creto-pool-agent is not healthy; its log:\n{}", self.log());
+    }
+
+    /// Ends it by this signal, and waits for its end.
+    pub fn stop(&self, signal: Signal) {
+        let mut child = self.process.lock().unwrap().take().expect("it runs");
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+        child.wait().unwrap();
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.network.node.path("agent.log")).unwrap_or_default()
+    }
+
+    /// The client to its end.
+    #[track_caller]
+    pub fn cli(&self, args: &[&str]) -> Finished {
+        self.network.node.cli(args)
+    }
+
+    /// The same, where it must succeed; with the agent's log where it does not.
+    #[track_caller]
+    pub fn json(&self, args: &[&str]) -> Value {
+        let done = self.cli(&[args, &["--json"]].concat());
+        assert_eq!(done.status, 0, "{args:?}: {}\n{}", done.stderr, self.log());
+        serde_json::from_str(&done.stdout).unwrap()
+    }
+
+    /// Waits until so many members of a pool are ready.
+    #[track_caller]
+    pub fn wait_ready(&self, pool: &str, members: u64) {
+        let ready = poll(|| (self.json(&["pool", "stats", pool])["ready"] == members).then_some(()));
+        assert!(ready.is_some(), "{members} members of {pool} are not ready: {}\n{}", self.json(&["pool", "stats", pool]), self.log());
+    }
+
+    /// Takes all away that it has made, and waits until it is gone.
+    #[track_caller]
+    pub fn clear(&self) {
+        for pool in self.json(&["pool", "list"]).as_array().unwrap() {
+            self.cli(&["pool", "delete", pool["pool"].as_str().unwrap()]).ok();
+        }
+        self.cli(&["terminate", "--all", "--force"]).ok();
+        wait_until("no sandbox is left", || self.cli(&["list"]).ok().is_empty());
+        self.network.node.assert_nothing_left();
+    }
+}
+
+impl Drop for PoolAgent<'_> {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.process.lock().unwrap().take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
