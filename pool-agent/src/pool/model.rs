@@ -82,6 +82,7 @@ struct World {
     // What outlives the agent: sandboxes, and what callers were told.
     real: BTreeMap<SandboxId, Real>,
     handed: BTreeMap<SandboxId, ClaimId>,
+    over: BTreeSet<SandboxId>,
     // What does not.
     jobs: BTreeMap<SandboxId, Job>,
     planned: Vec<Act>,
@@ -116,6 +117,7 @@ impl World {
             pool,
             real: BTreeMap::new(),
             handed: BTreeMap::new(),
+            over: BTreeSet::new(),
             jobs: BTreeMap::new(),
             planned: Vec::new(),
             attempts: Attempts::default(),
@@ -145,12 +147,14 @@ impl World {
             Op::Done(n) => {
                 if let Some(id) = pick(self.in_phase(Phase::Running).iter(), *n) {
                     self.advance(&id, Input::ended("done", "")).unwrap();
+                    self.over.insert(id);
                 }
             }
             Op::Dies(n) => {
                 if let Some(id) = pick(self.real.keys(), *n) {
                     self.real.remove(&id);
-                    let _ = self.advance(&id, Input::failed("exited", "")); // what has failed already stays so
+                    self.advance(&id, Input::failed("exited", "")).unwrap();
+                    self.over.insert(id);
                 }
             }
             Op::Killed => {
@@ -233,7 +237,8 @@ impl World {
                 self.jobs.insert(id, Job { next: Step::Create, began: self.now });
             }
             Act::Evict(id, why) => {
-                if self.advance(&id, Input::evicted(why.code(), "")).is_ok() {
+                if let Ok(sandbox) = self.advance(&id, Input::evicted(why.code(), "")) {
+                    assert!(sandbox.claim.is_none(), "{id} was evicted from its claim");
                     self.take_down(id);
                 }
             }
@@ -364,6 +369,10 @@ impl World {
         let all: BTreeMap<_, _> = self.records.iter().map(|sandbox| (&sandbox.id, sandbox)).collect();
         for id in self.real.keys() {
             assert!(all.contains_key(id), "{id} runs, and nobody knows it");
+        }
+        for id in self.handed.keys().filter(|id| !self.over.contains(id)) {
+            let phase = all.get(id).map(|sandbox| sandbox.phase);
+            assert_eq!(phase, Some(Phase::Running), "{id} was handed out and then taken away");
         }
         for (id, sandbox) in &all {
             match (sandbox.phase, self.real.get(id)) {
