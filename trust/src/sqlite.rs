@@ -36,6 +36,10 @@ fn write_ahead(db: &Connection, patience: Duration) -> rusqlite::Result<()> {
             Err(error)
                 if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) && Instant::now() < until =>
             {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "a file is opened by who may block, before anything is served"
+                )]
                 std::thread::sleep(Duration::from_millis(2));
             }
             done => return done,

@@ -109,7 +109,7 @@ impl Store for Sqlite {
     }
 
     async fn pools(&self) -> Result<Vec<Pool>, StoreError> {
-        self.read(|tx| records::pools(tx)).await
+        self.read(records::pools).await
     }
 
     async fn delete_pool(&self, name: &PoolName, revision: Option<u64>) -> Result<bool, StoreError> {
