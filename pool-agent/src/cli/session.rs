@@ -8,7 +8,8 @@ use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::tungstenite::error::ProtocolError;
+use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::agent_api::Stream;
 use super::chunks::{self, Chunks};
@@ -35,7 +36,7 @@ pub enum SessionError {
     Cut,
     /// The connection broke.
     #[error("the connection to creto-pool-agent")]
-    Broken(#[source] tungstenite::Error),
+    Broken(#[source] Error),
     /// The agent said something that is not of the protocol.
     #[error("what creto-pool-agent says: is it of the same version?")]
     Protocol(#[from] BadFrame),
@@ -75,10 +76,11 @@ pub async fn carry(stream: Stream, wanted: Wanted, out: &mut dyn Write) -> Resul
 /// What the command writes, and its end.
 async fn hear(mut here: SplitStream<Stream>, out: &mut dyn Write) -> Result<u8, SessionError> {
     while let Some(message) = here.next().await {
-        let bytes = match message.map_err(SessionError::Broken)? {
-            Message::Binary(bytes) => bytes,
-            Message::Close(_) => break,
-            Message::Text(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => continue,
+        let bytes = match message {
+            Ok(Message::Binary(bytes)) => bytes,
+            Ok(Message::Close(_)) | Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => break,
+            Ok(Message::Text(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => continue,
+            Err(error) => return Err(SessionError::Broken(error)),
         };
         match Frame::decode(bytes)? {
             Frame::Stdout(bytes) => out.write_all(&bytes).and_then(|()| out.flush()).map_err(SessionError::Output)?,

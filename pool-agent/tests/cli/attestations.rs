@@ -37,7 +37,8 @@ fn decoded_it_has_the_shape_of_the_runbook_and_claims_nothing() {
     assert_eq!(said["sandbox"], json!({"id": "box", "namespace": "default"}));
     assert_eq!(said["subject"][0], json!({"name": "config.json", "digest": {"sha256": Digest::of(b"config").hex()}}));
     let docs = include_str!("../../../docs/cli.md");
-    let shape = docs.split("```json\n").nth(1).unwrap().split("```").next().unwrap();
+    let section = docs.split("\n## attestation\n").nth(1).unwrap();
+    let shape = section.split("```json\n").nth(1).unwrap().split("```").next().unwrap();
     let shape: serde_json::Value = serde_json::from_str(shape).unwrap();
     assert!(said.as_object().unwrap().keys().eq(shape.as_object().unwrap().keys()), "docs/cli.md: {said}");
     let stored = fs::read(node.path("lib/attestations/default/box/00000001.dsse.json")).unwrap();

@@ -60,7 +60,7 @@ fn pools_are_shown_as_the_runbook_has_them() {
     );
     assert_eq!(node.run(&["pool", "list", "--json"]).json()[0]["pool"], "demo");
     let text = node.run(&["pool", "get", "demo"]).good();
-    for line in ["Pool:         demo", "Max age:      45m", "Auto-scaling: headroom 2", "From:         file"] {
+    for line in ["Pool:           demo", "Max age:        45m", "Auto-scaling:   headroom 2", "From:           file"] {
         assert!(text.lines().any(|l| l == line), "{line}: {text}");
     }
     let json = node.run(&["pool", "get", "demo", "--json"]).json();

@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use axum::http::StatusCode;
 use creto_runtime::api::problem::Problem;
-use creto_runtime::api::types::Ended;
+use creto_runtime::api::types::{Ended, SandboxView};
 use creto_runtime::sandbox::Phase;
 use serde_json::json;
 
@@ -75,6 +75,18 @@ fn a_sandbox_is_shown_with_its_policy_and_its_limits() {
         assert!(text.lines().any(|l| l == line), "{line}: {text}");
     }
     assert!(!text.contains("Name:"), "{text}");
+}
+
+#[test]
+fn the_shape_in_the_docs_is_that_of_the_record() {
+    let node = Node::new();
+    let agent = PoolAgent::at(&node);
+    let docs = include_str!("../../../docs/cli.md").split("\n## spawn").nth(1).unwrap();
+    let shape = docs.split("```json\n").nth(1).unwrap().split("```").next().unwrap();
+    let view: SandboxView = serde_json::from_str(shape).unwrap();
+    agent.answers("GET /v1/sandboxes/box-1", &view);
+    let shape: serde_json::Value = serde_json::from_str(shape).unwrap();
+    assert_eq!(node.run(&["get", "box-1", "--json"]).json(), shape);
 }
 
 #[test]
