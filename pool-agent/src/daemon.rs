@@ -18,7 +18,7 @@ use crate::network::conflist::{BadConflist, Conflist};
 use crate::network::Cni;
 use crate::node::{Node, NodeError, Root};
 use crate::pools::WarmPoolManager;
-use crate::ports::{Hands, Ports};
+use crate::ports::{Exits, Hands, Ports};
 use crate::recovery;
 use crate::sandboxes::SandboxManager;
 use crate::spawn;
@@ -149,6 +149,7 @@ async fn open(root: Root) -> Result<Ports, DaemonFailed> {
         metrics: Metrics::new(),
         holder: holder(config.holder.clone())?,
         hands: Arc::new(Hands::default()),
+        exits: Exits::default(),
         root,
         config,
     })

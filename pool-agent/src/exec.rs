@@ -11,12 +11,13 @@ use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
+use trust::id::SandboxId;
 
 use crate::channels::{Frame, STDIN, Size};
 use crate::containerd::stdio::Fifos;
 use crate::making::fresh_id;
 use crate::ports::Ports;
-use crate::running::{self, Command, MAIN, RunError};
+use crate::running::{self, Command, RunError};
 use crate::sandbox::{Phase, Sandbox};
 use crate::shim::{Exec, Process, Shim, ShimError};
 
@@ -24,6 +25,8 @@ use crate::shim::{Exec, Process, Shim, ShimError};
 const LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// A log that grows is looked at so often.
 const LOOK: Duration = Duration::from_millis(5);
+/// Whether its sandbox is there still is asked once for so many looks.
+const PRESENT: u32 = 200;
 /// What is carried at once, in bytes.
 const PART: usize = 32 << 10;
 
@@ -32,7 +35,7 @@ const PART: usize = 32 << 10;
 pub enum ExecError {
     /// It waits for a claim, or has ended.
     #[error("sandbox {0} does not run: claim it, or spawn another")]
-    NotRunning(trust::id::SandboxId),
+    NotRunning(SandboxId),
     /// What is to run?
     #[error("name a command")]
     NoCommand,
@@ -54,12 +57,8 @@ impl From<ShimError> for ExecError {
 pub struct Session {
     shim: Shim,
     id: String,
-    kind: Kind,
-}
-
-enum Kind {
-    Exec { exec: Guard, ends: Ends },
-    Attached { log: PathBuf },
+    exec: Guard,
+    ends: Ends,
 }
 
 /// Where the process's bytes come and go.
@@ -150,45 +149,34 @@ impl Session {
             guard.ended = true;
             return Err(error.into());
         }
-        Ok(Self { shim, id, kind: Kind::Exec { exec: guard, ends: ends? } })
-    }
-
-    /// The sandbox's own output, from its beginning, and its command's end.
-    pub async fn attach(ports: &Ports, sandbox: &Sandbox) -> Result<Self, ExecError> {
-        let shim = ports.shim(&sandbox.id).await.map_err(|_| ExecError::NotRunning(sandbox.id.clone()))?;
-        Ok(Self { shim, id: sandbox.id.to_string(), kind: Kind::Attached { log: ports.log(&sandbox.id) } })
+        Ok(Self { shim, id, exec: guard, ends: ends? })
     }
 
     /// Carries both ways until the process has ended and all that it wrote is told. Gives its exit code, or 128 + the signal.
     pub async fn run(self, from: mpsc::Receiver<Frame>, to: mpsc::Sender<Frame>) -> Result<u32, ExecError> {
-        let Self { shim, id, kind } = self;
-        match kind {
-            Kind::Attached { log } => attached(&shim, &id, &log, &to).await,
-            Kind::Exec { mut exec, ends } => {
-                let name = exec.exec.clone();
-                let process = Process { id: &id, exec: &name };
-                let Ends { stdin, stdout, stderr } = ends;
-                let input = carry_in(&shim, process, stdin, from);
-                let output = async {
-                    let errors = async {
-                        if let Some(stderr) = stderr {
-                            carry_out(stderr, &to, Frame::Stderr).await;
-                        }
-                    };
-                    tokio::join!(carry_out(stdout, &to, Frame::Stdout), errors);
-                };
-                let ended = async {
-                    let (exit, ()) = tokio::join!(shim.wait(process, LIFE), output);
-                    exit
-                };
-                let exit = tokio::select! {
-                    exit = ended => exit?,
-                    () = input => return Err(io::Error::from(io::ErrorKind::BrokenPipe).into()),
-                };
-                exec.ended = true;
-                Ok(exit.status)
-            }
-        }
+        let Self { shim, id, mut exec, ends } = self;
+        let name = exec.exec.clone();
+        let process = Process { id: &id, exec: &name };
+        let Ends { stdin, stdout, stderr } = ends;
+        let input = carry_in(&shim, process, stdin, from);
+        let output = async {
+            let errors = async {
+                if let Some(stderr) = stderr {
+                    carry_out(stderr, &to, Frame::Stderr).await;
+                }
+            };
+            tokio::join!(carry_out(stdout, &to, Frame::Stdout), errors);
+        };
+        let ended = async {
+            let (exit, ()) = tokio::join!(shim.wait(process, LIFE), output);
+            exit
+        };
+        let exit = tokio::select! {
+            exit = ended => exit?,
+            () = input => return Err(io::Error::from(io::ErrorKind::BrokenPipe).into()),
+        };
+        exec.ended = true;
+        Ok(exit.status)
     }
 }
 
@@ -241,31 +229,25 @@ async fn carry_in(shim: &Shim, process: Process<'_>, mut stdin: Option<pipe::Sen
     }
 }
 
-async fn attached(shim: &Shim, id: &str, log: &Path, to: &mpsc::Sender<Frame>) -> Result<u32, ExecError> {
-    let main = Process { id, exec: MAIN };
-    let waited = async {
-        match shim.wait(main, LIFE).await {
-            Err(ShimError::NotFound(_)) => shim.wait(Process::init(id), LIFE).await, // it was not held: its own process
-            waited => waited,
-        }
-    };
-    tokio::pin!(waited);
-    let (mut at, mut exit) = (0, None);
+/// The sandbox's own output, from its beginning, until its command has ended; gives the exit code. Also of one that has ended since.
+pub async fn attached(ports: &Ports, id: &SandboxId, to: mpsc::Sender<Frame>) -> Result<u32, ExecError> {
+    let log = ports.log(id);
+    let (mut at, mut looks) = (0, 0);
     loop {
-        let grown = follow(log, &mut at, to).await?;
-        match exit {
-            Some(exit) if !grown => return exit,
-            Some(_) => {}
-            None => tokio::select! {
-                waited = &mut waited => {
-                    exit = Some(waited.map(|exit| exit.status).map_err(ExecError::from));
-                }
-                () = tokio::time::sleep(LOOK) => {}
-            },
+        let exit = ports.exits.of(id); // before the look at the log: what it wrote last is there then
+        let grown = follow(&log, &mut at, &to).await?;
+        if let (Some(status), false) = (exit, grown) {
+            return Ok(status);
         }
         if to.is_closed() {
             return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
         }
+        // An agent that was restarted meanwhile may not have heard of the end.
+        looks += 1;
+        if looks % PRESENT == 0 && ports.store.sandbox(id).await.is_ok_and(|found| found.is_none()) && ports.exits.of(id).is_none() {
+            return Err(ExecError::NotRunning(id.clone()));
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 

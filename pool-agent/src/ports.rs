@@ -1,6 +1,6 @@
 //! What all that the agent does works with: one of each, made when it starts.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -37,6 +37,8 @@ pub struct Ports {
     pub holder: PathBuf,
     /// Who works at which sandbox.
     pub hands: Arc<Hands>,
+    /// How sandboxes have ended that are gone since.
+    pub exits: Exits,
 }
 
 impl Ports {
@@ -55,6 +57,30 @@ impl Ports {
     /// Where a sandbox's output is kept.
     pub fn log(&self, id: &SandboxId) -> PathBuf {
         self.root.lib().join("logs").join(format!("{id}.log"))
+    }
+}
+
+/// How the last sandboxes have ended, for whoever asks after they are gone.
+#[derive(Debug, Default)]
+pub struct Exits(Mutex<VecDeque<(SandboxId, u32)>>);
+
+impl Exits {
+    /// Of so many it is known.
+    const KEPT: usize = 4096;
+
+    /// One has ended, with this exit code.
+    pub fn note(&self, id: &SandboxId, status: u32) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() == Self::KEPT {
+            all.pop_front();
+        }
+        all.push_back((id.clone(), status));
+    }
+
+    /// With which it ended.
+    pub fn of(&self, id: &SandboxId) -> Option<u32> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().rev().find(|(ended, _)| ended == id).map(|(_, status)| *status)
     }
 }
 

@@ -106,6 +106,7 @@ pub async fn listen(pools: WarmPoolManager) {
             }
             TaskEvent::Exited { id, status } => {
                 let Ok(id) = id.parse::<SandboxId>() else { continue };
+                ports.exits.note(&id, status);
                 let message = format!("its first process has ended with {status}");
                 let member = ports.store.sandbox(&id).await.ok().flatten();
                 let input = match member.map(|sandbox| sandbox.phase) {

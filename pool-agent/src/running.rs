@@ -71,6 +71,7 @@ pub fn watch(ports: &Arc<Ports>, id: &SandboxId) {
                 Err(_) => return, // there is no command, or no sandbox any more
             }
         };
+        ports.exits.note(&id, exit.status);
         let Some(hand) = ports.hands.take(&id) else { return }; // somebody ends it already
         let input = Input::ended("completed", format!("its command has ended with {}", exit.status));
         if let Err(error) = end(&ports, &hand, input, Manner::Forced).await {

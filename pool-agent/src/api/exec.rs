@@ -7,12 +7,13 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use tokio::sync::mpsc;
+use trust::id::SandboxId;
 
 use super::Api;
 use super::auth::Via;
 use super::problem::Problem;
 use crate::channels::{End, Frame, PROTOCOL};
-use crate::exec::{ExecError, Session};
+use crate::exec::{self, ExecError, Session};
 use crate::running::Command;
 use crate::sandbox::Sandbox;
 use crate::spec::Backend;
@@ -82,7 +83,7 @@ pub async fn exec(
     let sandbox = allowed(&api, via, &headers, &id).await?;
     let Asked { command, terminal, stdin } = Asked::parse(query.as_deref())?;
     let session = Session::start(&api.ports, &sandbox, &command, terminal, stdin).await?;
-    Ok(upgraded(upgrade, session))
+    Ok(upgraded(upgrade, |from, to| session.run(from, to)))
 }
 
 pub async fn attach(
@@ -92,27 +93,40 @@ pub async fn attach(
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, Problem> {
-    let sandbox = allowed(&api, via, &headers, &id).await?;
-    let session = Session::attach(&api.ports, &sandbox).await?;
-    Ok(upgraded(upgrade, session))
+    // A command may have ended before anybody could attach, and its sandbox with it.
+    let ended = id.parse::<SandboxId>().ok().filter(|id| via == Via::Socket && api.ports.exits.of(id).is_some());
+    let id = match ended {
+        Some(id) => id,
+        None => allowed(&api, via, &headers, &id).await?.id,
+    };
+    Ok(upgraded(upgrade, |_, to| async move { exec::attached(&api.ports, &id, to).await }))
 }
 
-async fn allowed(api: &Api, via: Via, headers: &HeaderMap, id: &str) -> Result<Sandbox, Problem> {
+pub async fn allowed(api: &Api, via: Via, headers: &HeaderMap, id: &str) -> Result<Sandbox, Problem> {
     let who = api.auth.who(via, headers, Backend::Gvisor).await?;
     let sandbox = api.sandboxes.find(id).await?;
     who.may(&sandbox)?;
     Ok(sandbox)
 }
 
-fn upgraded(upgrade: WebSocketUpgrade, session: Session) -> Response {
-    upgrade.protocols([PROTOCOL]).max_message_size(LONGEST).on_upgrade(move |socket| carry(socket, session))
+fn upgraded<F, R>(upgrade: WebSocketUpgrade, run: F) -> Response
+where
+    F: FnOnce(mpsc::Receiver<Frame>, mpsc::Sender<Frame>) -> R + Send + 'static,
+    R: Future<Output = Result<u32, ExecError>> + Send + 'static,
+{
+    upgrade.protocols([PROTOCOL]).max_message_size(LONGEST).on_upgrade(move |socket| carry(socket, run))
 }
 
 /// Until the process has ended, or the client has gone: then the process goes with it.
-async fn carry(mut socket: WebSocket, session: Session) {
+async fn carry<F, R>(mut socket: WebSocket, run: F)
+where
+    F: FnOnce(mpsc::Receiver<Frame>, mpsc::Sender<Frame>) -> R + Send + 'static,
+    R: Future<Output = Result<u32, ExecError>> + Send + 'static,
+{
     let (say, from_client) = mpsc::channel(WAITING);
     let (to_client, mut said) = mpsc::channel(WAITING);
-    let mut running = tokio::spawn(session.run(from_client, to_client));
+    let mut running = tokio::spawn(run(from_client, to_client));
+    let mut waiting = None; // for room: what the process writes is carried meanwhile, or both would wait for each other
     let ended = loop {
         tokio::select! {
             Some(frame) = said.recv() => {
@@ -122,9 +136,14 @@ async fn carry(mut socket: WebSocket, session: Session) {
                 }
             }
             ended = &mut running => break ended,
-            message = socket.recv() => match message {
+            Ok(room) = say.reserve(), if waiting.is_some() => {
+                if let Some(frame) = waiting.take() {
+                    room.send(frame);
+                }
+            }
+            message = socket.recv(), if waiting.is_none() => match message {
                 Some(Ok(Message::Binary(bytes))) => match Frame::decode(bytes) {
-                    Ok(frame) => drop(say.send(frame).await), // it has ended: nobody listens
+                    Ok(frame) => waiting = Some(frame),
                     Err(error) => tracing::debug!(%error, "a message is left out"),
                 },
                 Some(Ok(Message::Text(_) | Message::Ping(_) | Message::Pong(_))) => {}

@@ -4,6 +4,7 @@
 pub mod auth;
 mod claims;
 mod exec;
+mod files;
 mod health;
 mod input;
 mod pools;
@@ -51,6 +52,7 @@ impl Api {
             .route("/v1/sandboxes", get(sandboxes::list).post(sandboxes::spawn).delete(sandboxes::terminate_all))
             .route("/v1/sandboxes/{id}", get(sandboxes::get).delete(sandboxes::terminate))
             .route("/v1/sandboxes/{id}/logs", get(sandboxes::logs))
+            .route("/v1/sandboxes/{id}/files", get(files::get).put(files::put))
             .route("/v1/sandboxes/{id}/exec", get(exec::exec))
             .route("/v1/sandboxes/{id}/attach", get(exec::attach))
             .route("/v1/warm-pools", get(pools::list).post(pools::create))
