@@ -92,7 +92,8 @@ impl RunDir {
         overwrite(&self.path);
         let secrets = fs::read_dir(self.path.join(SECRETS))?.flatten().map(|secret| secret.path());
         let gone = secrets.chain([TOKEN, KEY].map(|name| self.path.join(name))).map(remove);
-        gone.fold(Ok(()), |all, one| all.and(one))
+        let failed: Vec<_> = gone.filter_map(Result::err).collect();
+        failed.into_iter().next().map_or(Ok(()), Err)
     }
 
     /// Removes a file of it, if it is there.
