@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use creto_runtime::containerd::{Containers, ContainersError, Pulled, quietly};
 use serde_json::json;
 
-use crate::harness::agent::{Agent, block_on};
+use crate::harness::agent::Agent;
 use crate::harness::parts::Containerd;
 use crate::harness::registry::{PASSWORD, Registry, USER};
 use crate::harness::{Node, Setup};
@@ -41,7 +41,7 @@ fn an_image_is_pulled_by_tag_or_digest_once_and_runs() {
         let registry = Registry::with_image(&node);
         let agent = pulling(&node, &node.path("docker.json"));
         logged_in(&agent, &registry, PASSWORD);
-        block_on(async {
+        agent.block_on(async {
             let seen: Arc<Mutex<Vec<Pulled>>> = Arc::default();
             let told = seen.clone();
             let progress = Arc::new(move |pulled| told.lock().unwrap().push(pulled));
@@ -72,7 +72,7 @@ fn an_image_that_is_not_there_and_one_that_is_not_given_are_told_apart() {
     let node = Node::start();
     let registry = Registry::with_image(&node);
     let agent = pulling(&node, &node.path("docker.json"));
-    block_on(async {
+    agent.block_on(async {
         let ask = async |name: &str| agent.containerd.image(name, quietly()).await.expect_err(name);
         logged_in(&agent, &registry, PASSWORD);
         for name in [registry.image("2"), format!("{}/team/other:1", registry.host())] {
@@ -98,7 +98,7 @@ fn an_image_that_is_not_there_and_one_that_is_not_given_are_told_apart() {
 fn a_containerd_that_cannot_pull_says_so_and_runs_what_was_imported() {
     let node = Node::with(Setup { containerd: Containerd::V1_6, ..Setup::default() });
     let agent = Agent::of(&node, "10-creto.conflist");
-    block_on(async {
+    agent.block_on(async {
         let error = agent.containerd.image("127.0.0.1:1/a:b", quietly()).await.unwrap_err();
         assert!(error.to_string().contains("containerd 1.7 or later"), "{error}");
         agent.spawn(agent.wanted("s", &["true"])).await.unwrap();

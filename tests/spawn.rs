@@ -10,7 +10,7 @@ use creto_runtime::spawn::{Cause, NETWORK_POLICY, Step, Wanted};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::agent::{Agent, block_on};
+use crate::harness::agent::Agent;
 use crate::harness::network::{Network, probe_files};
 use crate::harness::{Node, Setup, poll, wait_until};
 use crate::leak_table::{POLICY, backend};
@@ -37,7 +37,7 @@ fn a_sandbox_is_wired_fenced_seen_and_gone() {
         let agent = Agent::of(&network.node, conflist);
         let what = format!("{backend_name}, {conflist}");
         network.host.inside(|| {
-            block_on(async {
+            agent.block_on(async {
                 let mut events = agent.containerd.events();
                 assert_eq!(events.recv().await, Some(TaskEvent::Listening), "{what}");
                 let spawned = agent.spawn(probing(&agent, "s1")).await.unwrap();
@@ -75,7 +75,7 @@ fn a_sandbox_is_wired_fenced_seen_and_gone() {
         assert!(resolved.starts_with("nameserver 10.88.") && resolved.contains(" s1\n"), "{what}: {resolved}");
 
         network.host.inside(|| {
-            block_on(async {
+            agent.block_on(async {
                 agent.containerd.kill("s1", Signal::SIGKILL as i32).await.unwrap();
                 assert_eq!(agent.containerd.wait("s1").await.unwrap().status, 137, "{what}");
                 for id in ["s1", "s2", "s1", "never-was"] {
@@ -91,9 +91,10 @@ fn a_sandbox_is_wired_fenced_seen_and_gone() {
 fn a_running_sandbox_and_one_that_was_never_started_can_be_removed() {
     let node = Node::start();
     let agent = Agent::of(&node, "10-creto.conflist");
-    block_on(async {
+    agent.block_on(async {
         agent.spawn(agent.wanted("runs", &["sleep", "1000"])).await.unwrap();
-        let image = agent.containerd.image("test.creto.dev/busybox:1", creto_runtime::containerd::quietly()).await.unwrap();
+        let image =
+            agent.containerd.image("test.creto.dev/busybox:1", creto_runtime::containerd::quietly()).await.unwrap();
         let accounts = agent.containerd.accounts(&image).await.unwrap();
         let wishes = creto_runtime::containerd::spec::Wishes {
             id: "made".into(),
@@ -133,7 +134,7 @@ fn the_image_decides_and_wishes_go_before_it() {
         env: BTreeMap::from([("A".into(), "b c".into())]),
         ..agent.wanted("s", &["sh", "-c", script])
     };
-    block_on(async {
+    agent.block_on(async {
         agent.spawn(wanted).await.unwrap();
         assert_eq!(agent.containerd.wait("s").await.unwrap().status, 0);
         let said = poll(|| fs::read_to_string(agent.log("s")).ok().filter(|said| said.lines().count() == 8)).unwrap();
@@ -160,26 +161,37 @@ fn what_cannot_be_spawned_says_at_which_step_and_leaves_nothing() {
         ("no user", Wanted { user: Some("eve".into()), ..agent.wanted("s", &["true"]) }, Step::Spec, |cause| {
             matches!(cause, Cause::Spec(_))
         }),
-        ("no program", Wanted { network: true, ..agent.wanted("s", &["/no/program"]) }, Step::Create, |cause| {
-            matches!(cause, Cause::Containers(ContainersError::Refused { refusal: Refusal::Invalid, message, .. }) if message.contains("/no/program"))
-        }),
-        ("no such key", annotated("creto.dev/nonsense", "x"), Step::Create, |cause| {
-            matches!(cause, Cause::Containers(ContainersError::Refused { refusal: Refusal::Invalid, message, .. }) if message.contains("creto.dev/nonsense"))
-        }),
+        (
+            "no program",
+            Wanted { network: true, ..agent.wanted("s", &["/no/program"]) },
+            Step::Create,
+            |cause| matches!(cause, Cause::Containers(ContainersError::Refused { refusal: Refusal::Invalid, message, .. }) if message.contains("/no/program")),
+        ),
+        (
+            "no such key",
+            annotated("creto.dev/nonsense", "x"),
+            Step::Create,
+            |cause| matches!(cause, Cause::Containers(ContainersError::Refused { refusal: Refusal::Invalid, message, .. }) if message.contains("creto.dev/nonsense")),
+        ),
         ("no agent", annotated("creto.dev/agent", "spiffe://example.org/nobody"), Step::Create, |cause| {
             matches!(cause, Cause::Containers(ContainersError::Refused { refusal: Refusal::Forbidden, .. }))
         }),
-        ("no shim", Wanted { runtime: "io.containerd.nothing.v2".into(), ..annotated(NETWORK_POLICY, "web") }, Step::Create, |cause| {
-            matches!(cause, Cause::Containers(ContainersError::Failed { .. } | ContainersError::Refused { .. }))
-        }),
+        (
+            "no shim",
+            Wanted { runtime: "io.containerd.nothing.v2".into(), ..annotated(NETWORK_POLICY, "web") },
+            Step::Create,
+            |cause| {
+                matches!(cause, Cause::Containers(ContainersError::Failed { .. } | ContainersError::Refused { .. }))
+            },
+        ),
     ];
     for (what, wanted, step, is) in cases {
-        let failed = network.host.inside(|| block_on(agent.spawn(wanted))).expect_err(what);
+        let failed = network.host.inside(|| agent.block_on(agent.spawn(wanted))).expect_err(what);
         assert!(failed.step == step && is(&failed.cause), "{what}: {failed:?}");
         agent.assert_nothing_left();
     }
     network.stop_egress(Signal::SIGTERM);
-    let failed = network.host.inside(|| block_on(agent.spawn(annotated(NETWORK_POLICY, "web")))).unwrap_err();
+    let failed = network.host.inside(|| agent.block_on(agent.spawn(annotated(NETWORK_POLICY, "web")))).unwrap_err();
     assert!(failed.step == Step::Start && failed.to_string().contains("creto-egress"), "{failed}");
     agent.assert_nothing_left();
     network.start_egress();
@@ -190,7 +202,7 @@ fn a_network_that_was_left_behind_is_swept_and_one_that_is_alive_is_not() {
     let network = Network::with(Setup::default(), &[], "");
     let agent = Agent::of(&network.node, "10-creto.conflist");
     network.host.inside(|| {
-        block_on(async {
+        agent.block_on(async {
             let (dead, alive) = ("dead".parse().unwrap(), "alive".parse().unwrap());
             agent.cni.attach(&dead).await.unwrap();
             let kept = agent.cni.attach(&alive).await.unwrap();
@@ -214,10 +226,15 @@ fn a_spec_is_what_ctr_makes_of_the_image() {
     let node = Node::start();
     let agent = Agent::of(&node, "10-creto.conflist");
     node.run_detached("theirs", &[], &["sleep", "1000"]);
-    block_on(agent.spawn(agent.wanted("ours", &["sleep", "1000"]))).unwrap();
+    agent.block_on(agent.spawn(agent.wanted("ours", &["sleep", "1000"]))).unwrap();
     let spec = |id: &str| -> Value {
         let mut spec: Value = serde_json::from_str(&node.ctr(&["container", "info", "--spec", id]).ok()).unwrap();
-        for pointer in ["/process/capabilities/bounding", "/process/capabilities/effective", "/process/capabilities/permitted", "/linux/maskedPaths"] {
+        for pointer in [
+            "/process/capabilities/bounding",
+            "/process/capabilities/effective",
+            "/process/capabilities/permitted",
+            "/linux/maskedPaths",
+        ] {
             let list = spec.pointer_mut(pointer).unwrap().as_array_mut().unwrap();
             // Of each CPU of the host, its thermometer: a sandbox of ours sees another /sys.
             list.retain(|item| !item.as_str().unwrap().contains("thermal_throttle"));
@@ -227,12 +244,22 @@ fn a_spec_is_what_ctr_makes_of_the_image() {
     };
     let (ours, theirs) = (spec("ours"), spec("theirs"));
     for pointer in [
-        "/process/args", "/process/env", "/process/cwd", "/process/user", "/process/capabilities", "/process/noNewPrivileges",
-        "/process/rlimits", "/root", "/mounts", "/linux/maskedPaths", "/linux/readonlyPaths", "/linux/namespaces", "/linux/resources/devices",
+        "/process/args",
+        "/process/env",
+        "/process/cwd",
+        "/process/user",
+        "/process/capabilities",
+        "/process/noNewPrivileges",
+        "/process/rlimits",
+        "/root",
+        "/mounts",
+        "/linux/maskedPaths",
+        "/linux/readonlyPaths",
+        "/linux/namespaces",
     ] {
         assert_eq!(ours.pointer(pointer), theirs.pointer(pointer), "{pointer}");
     }
     wait_until("both to run", || node.sandboxes().len() == 2);
-    block_on(agent.remove("ours"));
+    agent.block_on(agent.remove("ours"));
     node.remove("theirs");
 }

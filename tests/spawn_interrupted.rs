@@ -15,7 +15,7 @@ use creto_runtime::containerd::{
 };
 use creto_runtime::spawn::{Cause, Node as Parts, SpawnFailed, Step, spawn};
 
-use crate::harness::agent::{Agent, block_on};
+use crate::harness::agent::Agent;
 use crate::harness::{Node, Setup};
 
 /// Has containerd killed in front of one call, once.
@@ -82,7 +82,7 @@ fn is_unavailable(failed: &SpawnFailed) -> bool {
 }
 
 fn runs_and_goes(agent: &Agent, id: &str) {
-    block_on(async {
+    agent.block_on(async {
         agent.spawn(agent.wanted(id, &["true"])).await.unwrap();
         assert_eq!(agent.containerd.wait(id).await.unwrap().status, 0);
         agent.remove(id).await;
@@ -94,7 +94,9 @@ fn runs_and_goes(agent: &Agent, id: &str) {
 fn killed_between_two_steps_it_is_away_and_nothing_is_half_made() {
     let node = Node::with(Setup::default());
     let agent = Agent::of(&node, "10-creto.conflist");
-    for (at, step) in [("image", Step::Image), ("accounts", Step::Spec), ("create", Step::Create), ("start", Step::Start)] {
+    for (at, step) in
+        [("image", Step::Image), ("accounts", Step::Spec), ("create", Step::Create), ("start", Step::Start)]
+    {
         let failed = thread::scope(|scope| {
             let (order, ordered) = channel();
             let (killed, done) = channel();
@@ -109,7 +111,7 @@ fn killed_between_two_steps_it_is_away_and_nothing_is_half_made() {
             let killer = Killer { containerd: agent.containerd.clone(), at, order, done: Mutex::new(done), fired };
             let parts = Parts { containers: Arc::new(killer), ..agent.parts() };
             node.note("s");
-            block_on(spawn(&parts, agent.wanted("s", &["sleep", "1000"]), quietly())).expect_err(at)
+            agent.block_on(spawn(&parts, agent.wanted("s", &["sleep", "1000"]), quietly())).expect_err(at)
         });
         assert!(is_unavailable(&failed) && failed.step == step, "{at}: {failed:?}");
         agent.assert_nothing_left();
@@ -126,19 +128,22 @@ fn killed_at_any_moment_of_a_creation_it_leaves_nothing_that_a_removal_does_not_
         let spawned = thread::scope(|scope| {
             let node = &node;
             scope.spawn(move || {
-                #[expect(clippy::disallowed_methods, reason = "any moment is as good as any other; this thread is its own")]
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "any moment is as good as any other; this thread is its own"
+                )]
                 thread::sleep(Duration::from_millis(after));
                 node.kill_containerd();
                 node.start_containerd();
             });
-            block_on(agent.spawn(agent.wanted("s", &["sleep", "1000"])))
+            agent.block_on(agent.spawn(agent.wanted("s", &["sleep", "1000"])))
         });
         match spawned {
             // It was faster, and what runs is not touched by containerd's end.
-            Ok(_) => assert_eq!(block_on(agent.containerd.list(None)).unwrap().len(), 1, "after {after} ms"),
+            Ok(_) => assert_eq!(agent.block_on(agent.containerd.list(None)).unwrap().len(), 1, "after {after} ms"),
             Err(failed) => assert!(is_unavailable(&failed), "after {after} ms: {failed:?}"),
         }
-        block_on(agent.remove("s"));
+        agent.block_on(agent.remove("s"));
         agent.assert_nothing_left();
     }
 }

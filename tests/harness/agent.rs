@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use creto_runtime::containerd::spec::Limits;
 use creto_runtime::containerd::{Containerd, RUNTIME, Settings, Stdio, quietly};
@@ -21,6 +20,8 @@ pub struct Agent<'a> {
     pub containerd: Containerd,
     /// Its networks.
     pub cni: Cni,
+    /// One for all that it does, for its connection lives in it.
+    runtime: tokio::runtime::Runtime,
 }
 
 impl<'a> Agent<'a> {
@@ -46,7 +47,14 @@ impl<'a> Agent<'a> {
         let plugins = Cni::PLUGINS.map(PathBuf::from).to_vec();
         let conflist = Conflist::parse(&text).unwrap();
         let cni = Cni::new(conflist, plugins, &node.path("creto/run"), PATIENCE);
-        Self { node, containerd: Containerd::new(change(settings)).unwrap(), cni }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        Self { node, containerd: Containerd::new(change(settings)).unwrap(), cni, runtime }
+    }
+
+    /// Runs what it does to its end, on the calling thread: in that thread's network namespace.
+    #[track_caller]
+    pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
     }
 
     /// What a spawn works with.
@@ -112,13 +120,4 @@ impl<'a> Agent<'a> {
         let addresses = addresses.map(|e| e.unwrap().file_name().into_string().unwrap());
         assert_eq!(addresses.filter(|name| name.starts_with("10.")).collect::<Vec<_>>(), Vec::<String>::new());
     }
-}
-
-/// Runs what the agent does to its end, on this thread: in its network namespace.
-#[track_caller]
-pub fn block_on<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let done = runtime.block_on(work);
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    done
 }

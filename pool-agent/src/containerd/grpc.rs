@@ -140,6 +140,8 @@ impl Containerd {
             Code::InvalidArgument => ContainersError::Refused { doing, refusal: Refusal::Invalid, message },
             Code::FailedPrecondition => ContainersError::Refused { doing, refusal: Refusal::State, message },
             Code::ResourceExhausted => ContainersError::Full { doing, message },
+            // tonic's text where the connection's own task has ended; it keeps no source of that.
+            Code::Unknown if message.starts_with("Service was not ready") => self.unavailable(status),
             // containerd has no code for errno ENOSPC; its text is strerror's.
             _ if message.contains("no space left on device") => ContainersError::Full { doing, message },
             _ => ContainersError::Failed { doing, message },

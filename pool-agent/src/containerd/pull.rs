@@ -20,7 +20,7 @@ use tokio::task::AbortHandle;
 
 use super::credentials::{self, Credentials};
 use super::grpc::{BOOKS, failed, random};
-use super::{Containerd, ContainersError, Progress, Pulled};
+use super::{Containerd, ContainersError, Progress, Pulled, Refusal};
 
 /// A stream of containerd's, by its id; it ends with this value.
 struct Stream {
@@ -37,6 +37,23 @@ impl Drop for Stream {
 impl Containerd {
     /// Pulls an image by its full name, and unpacks it on the way where containerd can.
     pub(super) async fn pull(&self, name: &str, progress: Progress) -> Result<(), ContainersError> {
+        let snapshotter = self.settings.snapshotter.clone();
+        let unpack = UnpackConfiguration { platform: Some(this_machine()), snapshotter };
+        match self.transfer(name, vec![unpack], progress.clone()).await {
+            // Its transfer service is not configured for the snapshotter: we unpack what it has pulled.
+            Err(ContainersError::Refused { refusal: Refusal::Invalid, .. }) => {
+                self.transfer(name, vec![], progress).await
+            }
+            other => other,
+        }
+    }
+
+    async fn transfer(
+        &self,
+        name: &str,
+        unpacks: Vec<UnpackConfiguration>,
+        progress: Progress,
+    ) -> Result<(), ContainersError> {
         let within = self.settings.pull_within;
         let auth = match self.settings.docker_config.clone() {
             Some(file) => Some(self.credentials_stream(file).await?),
@@ -49,14 +66,8 @@ impl Containerd {
             ..RegistryResolver::default()
         };
         let source = OciRegistry { reference: name.to_owned(), resolver: Some(resolver) };
-        let platform = Some(this_machine());
-        let unpack = UnpackConfiguration { platform: platform.clone(), snapshotter: self.settings.snapshotter.clone() };
-        let store = ImageStore {
-            name: name.to_owned(),
-            platforms: platform.into_iter().collect(),
-            unpacks: vec![unpack],
-            ..ImageStore::default()
-        };
+        let platforms = vec![this_machine()];
+        let store = ImageStore { name: name.to_owned(), platforms, unpacks, ..ImageStore::default() };
         let request = TransferRequest {
             source: Some(to_any(&source)),
             destination: Some(to_any(&store)),

@@ -215,7 +215,7 @@ fn mounts(binds: &[Bind]) -> Result<Vec<Value>, SpecError> {
 
 fn resources(limits: Limits) -> Value {
     let mut resources = Map::new();
-    // Which devices there are is the runtime's list; none of the host's is added.
+    // ctr lists the usual ones (null, tty, …) as allowed; runtimes allow those whatever is said here.
     resources.insert("devices".into(), json!([{"allow": false, "access": "rwm"}]));
     if let Some(bytes) = limits.memory_bytes {
         // Swap counts as memory: what may be swapped out is not limited.
