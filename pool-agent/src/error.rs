@@ -131,7 +131,7 @@ impl SpawnError {
                 "choose another runtime, or enable it: creto-runtime-cli enable --runtime NAME",
             ),
             Self::NodeDraining => {
-                Row("node-draining", 503, "use another node, or enable this one: creto-runtime-cli enable")
+                Row("node-draining", 503, "use another node, or end the drain of this one")
             }
             Self::ResourceExhausted(_) => Row(
                 "resource-exhausted",
@@ -144,7 +144,7 @@ impl SpawnError {
                 "check the agent: creto-runtime-cli agent list; and that its token is fresh and for this node",
             ),
             Self::PolicyInvalid(_) => {
-                Row("policy-invalid", 422, "check the policy: creto-runtime-cli network-policy validate")
+                Row("policy-invalid", 422, "check the policy: creto-runtime-cli network-policy lint")
             }
             Self::SecretUnavailable(_) => {
                 Row("secret-unavailable", 422, "check [secrets] in runtime.toml, and that the secret is this agent's")
@@ -200,7 +200,7 @@ impl ClaimError {
             Self::Draining(_) => Row(
                 "pool-draining",
                 503,
-                "use another pool or node, or end the drain: creto-runtime-cli pool update POOL --draining false",
+                "use another pool or node, or end the drain: creto-runtime-cli pool enable POOL",
             ),
             Self::IdentityRejected(_) => Row(
                 "identity-rejected",
@@ -208,7 +208,7 @@ impl ClaimError {
                 "check the agent: creto-runtime-cli agent list; and that its token is fresh and for this node",
             ),
             Self::PolicyInvalid(_) => {
-                Row("policy-invalid", 422, "check the policy: creto-runtime-cli network-policy validate")
+                Row("policy-invalid", 422, "check the policy: creto-runtime-cli network-policy lint")
             }
             Self::SecretUnavailable(_) => {
                 Row("secret-unavailable", 422, "check [secrets] in runtime.toml, and that the secret is this agent's")

@@ -72,8 +72,8 @@ impl WarmPoolManager {
                     Err(error) => self.failed(pool, None, &error, began).await,
                 }
             }
-            Act::Evict(id, why) => self.take_down(&id, Input::evicted(why.code(), "")),
-            Act::Remove(id, why) => self.take_down(&id, Input::ended(why.code(), "")),
+            Act::Evict(id, why) => self.take_down(&id, Input::evicted(why.code(), why.sentence())),
+            Act::Remove(id, why) => self.take_down(&id, Input::swept(why.code(), why.sentence())),
         }
     }
 

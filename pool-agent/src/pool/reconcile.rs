@@ -94,6 +94,18 @@ impl Why {
             Self::Over => "over",
         }
     }
+
+    /// For people.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Self::Stale => "its pool has another template now",
+            Self::Draining => "its pool, its runtime or the node drains",
+            Self::Aged => "it has waited as long as it may",
+            Self::Excess => "more members wait than are wanted",
+            Self::Interrupted => "whoever was making or binding it is gone",
+            Self::Over => "it had ended",
+        }
+    }
 }
 
 /// What to do for `pool` now. `members` are all sandboxes made for it on this node, in any order; `claims` the last minutes'; what `drained` says
