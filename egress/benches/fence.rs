@@ -90,7 +90,7 @@ fn main() {
     let copies: Vec<_> = (2..=500).map(|number| lab.copies(&a, number)).collect();
     let attach = |number: u16| took(|| fences.attach(slot(number), &copies[usize::from(number) - 2], &rules).unwrap());
     println!("attach, the first hundred: {}", quantiles((2..=101).map(attach).collect()));
-    (102..=400).for_each(|number| drop(attach(number)));
+    (102..=400).for_each(|number| _ = attach(number));
     println!("attach, the last hundred of 500: {}", quantiles((401..=500).map(attach).collect()));
     println!("round trip beside 500: {}", round_trips(&stream));
     println!(
