@@ -1,6 +1,6 @@
 //! The fence holds, with real packets. Needs root, ip(8), nft(8), python3. Every test is a node in namespaces of its own.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests; what is measured is printed")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod lab;
 
