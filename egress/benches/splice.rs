@@ -1,10 +1,13 @@
-//! What the gate costs: bytes a second through it beside a direct connection, and what it adds to a connect. Loopback, one
-//! thread for the gate, another for both ends. Goals: docs/benchmarks.md (≥ 60 % of direct; ≤ 1 ms p99 added).
+//! What the gate costs: bytes a second through it beside a direct connection and beside a CONNECT proxy (tinyproxy, from PATH:
+//! `scripts/setup tinyproxy`), and what it adds to a connect. Loopback, one thread for the gate, another for both ends.
+//! Goals: docs/benchmarks.md (≥ 60 % of direct; ≤ 1 ms p99 added).
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::disallowed_methods, missing_docs)]
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -86,8 +89,55 @@ fn gate_to(host: SocketAddr) -> SocketAddr {
     address
 }
 
+/// A CONNECT proxy, as who filters by name in a proxy would use it.
+struct Proxy {
+    process: Child,
+    address: SocketAddr,
+    _files: tempfile::TempDir,
+}
+
+impl Proxy {
+    fn start(host: SocketAddr) -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let config = format!(
+            "Port {}\nListen 127.0.0.1\nTimeout 600\nMaxClients 200\nAllow 127.0.0.1\nConnectPort {}\nLogFile \"{}\"\nLogLevel Error\n",
+            address.port(),
+            host.port(),
+            files.path().join("log").display(),
+        );
+        fs::write(files.path().join("conf"), config).unwrap();
+        let started = Command::new("tinyproxy").arg("-d").arg("-c").arg(files.path().join("conf")).spawn();
+        let process = started.expect("tinyproxy is not in PATH: scripts/setup tinyproxy installs it");
+        while TcpStream::connect(address).is_err() {
+            thread::sleep(Duration::from_millis(10));
+        }
+        Self { process, address, _files: files }
+    }
+
+    fn connect(&self, host: SocketAddr) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        write!(stream, "CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n\r\n").unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.extend(byte);
+        }
+        assert!(head.starts_with(b"HTTP/1.0 200") || head.starts_with(b"HTTP/1.1 200"), "{}", head.escape_ascii());
+        stream
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 /// Gigabytes a second from a host to a client.
-fn throughput(host: &TcpListener, to: SocketAddr) -> f64 {
+fn throughput(host: &TcpListener, connect: &dyn Fn() -> TcpStream) -> f64 {
     let host = host.try_clone().unwrap();
     let send = thread::spawn(move || {
         let (mut stream, _) = host.accept().unwrap();
@@ -97,7 +147,7 @@ fn throughput(host: &TcpListener, to: SocketAddr) -> f64 {
             stream.write_all(&block).unwrap();
         }
     });
-    let mut client = TcpStream::connect(to).unwrap();
+    let mut client = connect();
     client.write_all(&[0]).unwrap();
     let (begun, mut block, mut got) = (Instant::now(), vec![0; 1 << 18], 0);
     while got < TOTAL {
@@ -111,7 +161,7 @@ fn throughput(host: &TcpListener, to: SocketAddr) -> f64 {
 }
 
 /// From connect to the first byte back, at the median and at p99.
-fn connects(host: &TcpListener, to: SocketAddr) -> (Duration, Duration) {
+fn connects(host: &TcpListener, connect: &dyn Fn() -> TcpStream) -> (Duration, Duration) {
     let host = host.try_clone().unwrap();
     let answer = thread::spawn(move || {
         for _ in 0..CONNECTS {
@@ -123,7 +173,7 @@ fn connects(host: &TcpListener, to: SocketAddr) -> (Duration, Duration) {
     let mut took: Vec<_> = (0..CONNECTS)
         .map(|_| {
             let begun = Instant::now();
-            let mut client = TcpStream::connect(to).unwrap();
+            let mut client = connect();
             client.write_all(&[0]).unwrap();
             client.read_exact(&mut [0]).unwrap();
             begun.elapsed()
@@ -136,12 +186,18 @@ fn connects(host: &TcpListener, to: SocketAddr) -> (Duration, Duration) {
 
 fn main() {
     let host = TcpListener::bind("127.0.0.1:0").unwrap();
-    let direct = host.local_addr().unwrap();
-    let gate = gate_to(direct);
+    let to = host.local_addr().unwrap();
+    let (gate, proxy) = (gate_to(to), Proxy::start(to));
+    let direct = || TcpStream::connect(to).unwrap();
+    let gate = || TcpStream::connect(gate).unwrap();
+    let proxied = || proxy.connect(to);
     for round in 1..=3 {
-        let (d, g) = (throughput(&host, direct), throughput(&host, gate));
-        println!("{round}: direct {d:.2} GB/s, gate {g:.2} GB/s: {:.0} %", 100.0 * g / d);
-        let ((d50, d99), (g50, g99)) = (connects(&host, direct), connects(&host, gate));
-        println!("{round}: connect to first byte: direct p50 {d50:?} p99 {d99:?}, gate p50 {g50:?} p99 {g99:?}");
+        let [d, g, p] = [&direct as &dyn Fn() -> TcpStream, &gate, &proxied].map(|connect| throughput(&host, connect));
+        println!("{round}: direct {d:.2} GB/s, gate {g:.2} GB/s: {:.0} %, tinyproxy {p:.2} GB/s", 100.0 * g / d);
+        let [(d50, d99), (g50, g99), (p50, p99)] =
+            [&direct as &dyn Fn() -> TcpStream, &gate, &proxied].map(|connect| connects(&host, connect));
+        println!(
+            "{round}: connect to first byte: direct p50 {d50:?} p99 {d99:?}, gate p50 {g50:?} p99 {g99:?}, tinyproxy p50 {p50:?} p99 {p99:?}"
+        );
     }
 }

@@ -60,7 +60,8 @@ impl Fences {
         Ok(Self { kernel, settings })
     }
 
-    /// Puts a fence around a sandbox, in place of what this slot had. Returns the digest of what then stands in the kernel.
+    /// Puts a fence around a sandbox, in place of what this slot had: flows that it does not permit end with their next packet,
+    /// in either direction, and the others go on. Returns the digest of what then stands in the kernel.
     pub fn attach(&self, slot: Slot, ports: &[Port], rules: &[AddressRule]) -> Result<Digest, FenceError> {
         if ports.len() > MAX_INTERFACES {
             return Err(FenceError::TooManyInterfaces(ports.len()));
@@ -78,11 +79,11 @@ impl Fences {
         self.read_back(slot, &interfaces)
     }
 
-    /// Gives a sandbox another policy. Flows that it does not permit end at once, in both directions; the others go on.
-    pub fn update(&self, slot: Slot, interfaces: &[Interface], rules: &[AddressRule]) -> Result<Digest, FenceError> {
-        let changes = ruleset::update(&self.settings, slot, rules);
-        self.kernel.commit(&changes).map_err(failed("change a policy"))?;
-        self.read_back(slot, interfaces)
+    /// The digest of what this daemon puts into the kernel for such a fence: another one where its version or its settings are
+    /// others.
+    pub fn put(&self, slot: Slot, ports: &[Port], rules: &[AddressRule]) -> Digest {
+        let changes = [ruleset::shared(&self.settings), ruleset::attach(&self.settings, slot, ports, rules)];
+        Digest::of(changes.iter().flatten().map(|change| format!("{change}\n")).collect::<String>().as_bytes())
     }
 
     /// Removes all that belongs to a slot; it makes no difference what of it is there.

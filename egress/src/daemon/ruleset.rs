@@ -155,12 +155,6 @@ pub fn attach(settings: &Settings, slot: Slot, ports: &[Port], rules: &[AddressR
     changes
 }
 
-/// Gives a sandbox another policy: flows that it does not permit end with their next packet, in either direction.
-pub fn update(settings: &Settings, slot: Slot, rules: &[AddressRule]) -> Vec<Change> {
-    let flush = [slot.policy(), slot.nat()].map(|name| Change::Flush(Family::Inet, name));
-    flush.into_iter().chain(content(settings, slot, rules)).collect()
-}
-
 /// Takes the fence away. What is in the maps must be taken out before.
 pub fn detach(slot: Slot) -> Vec<Change> {
     let mut changes = remove_devices(slot);
@@ -336,13 +330,12 @@ mod tests {
         ];
         golden("shared.txt", &shared(&SETTINGS));
         golden("attach.txt", &attach(&SETTINGS, slot, &[bridged()], &rules));
-        golden("update.txt", &update(&SETTINGS, slot, &rules[..1]));
         golden("detach.txt", &detach(slot));
     }
 
     #[test]
     fn a_sandbox_without_a_policy_is_allowed_nothing() {
-        let changes = update(&SETTINGS, Slot::new(1).unwrap(), &[]);
+        let changes = content(&SETTINGS, Slot::new(1).unwrap(), &[]);
         assert!(changes.iter().all(|change| !change.to_string().ends_with("accept")), "{changes:?}");
     }
 

@@ -113,7 +113,7 @@ impl Sandboxes {
             policy: digest,
             generation,
         };
-        let kept = Kept { attach, own_rules: Vec::new(), policy: document(&policy), ports, fence };
+        let kept = Kept { attach, own_rules: Vec::new(), policy: document(&policy), ports, fence, put: None };
         self.recorder.know(&kept.attach);
         let put_up = async {
             self.state.put(&kept).map_err(|e| refused(Code::State)(&e))?;
@@ -151,8 +151,10 @@ impl Sandboxes {
     /// Puts it into the kernel, and keeps what the kernel says.
     fn enforce(&self, mut kept: Kept, policy: &CompiledPolicy) -> Result<Kept, Refusal> {
         let slot = kept.slot().ok_or_else(|| refused(Code::State)(&"what was kept names no mark"))?;
-        let ruleset = self.fences.attach(slot, &kept.ports, &policy.address_rules());
+        let rules = policy.address_rules();
+        let ruleset = self.fences.attach(slot, &kept.ports, &rules);
         kept.fence.ruleset = ruleset.map_err(|e| refused(Code::Kernel)(&chain(&e)))?;
+        kept.put = Some(self.fences.put(slot, &kept.ports, &rules));
         self.state.put(&kept).map_err(|e| refused(Code::State)(&e))?;
         Ok(kept)
     }

@@ -28,6 +28,10 @@ pub struct Kept {
     pub ports: Vec<Port>,
     /// As it stands, or is about to.
     pub fence: Fence,
+    /// What was put into the kernel for it. Where a daemon would put something else now, for it is of another version or has
+    /// other ports, what stands there is no tampering.
+    #[serde(default)]
+    pub put: Option<Digest>,
 }
 
 impl Kept {
@@ -108,6 +112,7 @@ mod tests {
             policy: Document::default(),
             ports: vec![],
             fence: Fence { sandbox, mark: 1, interfaces: vec![], ruleset: none, policy: none, generation },
+            put: None,
         }
     }
 

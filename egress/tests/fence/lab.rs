@@ -107,6 +107,18 @@ impl Lab {
         run(&format!("ip -n {full} -6 route add default via {v6}:1"));
     }
 
+    /// As if of another sandbox: a veth and an address more, and nobody behind it.
+    pub fn copies(&self, ports: &[Port], number: u16) -> Vec<Port> {
+        let copy = |port: &Port| {
+            let mut port = port.clone();
+            port.interface.host_name = format!("m{number}");
+            run(&format!("ip link add m{number} type veth peer name n{number}"));
+            port.interface.addresses = vec![IpAddr::from([10, 77, (number / 250) as u8, (number % 250) as u8 + 1])];
+            port
+        };
+        ports.iter().map(copy).collect()
+    }
+
     pub fn look(&self, name: &str) -> Vec<Port> {
         match netns::look(self.file(name)).unwrap() {
             Network::Wired(ports) => ports,

@@ -31,7 +31,7 @@ impl Sandboxes {
                 tracing::info!(%sandbox, "its network is gone: swept");
                 continue;
             }
-            self.compare(&mut standing, &sandbox);
+            self.take_over(&mut standing, &sandbox);
             self.worker.bind(bind(&kept)).await.map_err(silent)?;
         }
         for error in self.reload_all(&mut standing).await.errors {
@@ -52,6 +52,23 @@ impl Sandboxes {
             } else if let Err(error) = self.take_down(&mut standing, &kept).await {
                 tracing::error!(%sandbox, %error, "its network is gone, and its fence cannot be swept");
             }
+        }
+    }
+
+    /// What an earlier daemon put up: compared, or put up anew where this one would have put up something else.
+    fn take_over(&self, standing: &mut Standings, sandbox: &SandboxKey) {
+        let Some(found) = standing.get_mut(sandbox) else { return };
+        let now = |slot| self.fences.put(slot, &found.kept.ports, &found.policy.address_rules());
+        if found.kept.slot().map(now) == found.kept.put {
+            return self.compare(standing, sandbox);
+        }
+        tracing::info!(%sandbox, "put up anew: the daemon before this one had other settings, or was of another version");
+        match self.enforce(found.kept.clone(), &found.policy) {
+            Ok(kept) => {
+                found.changes.send_replace(kept.fence.clone());
+                found.kept = kept;
+            }
+            Err(error) => tracing::error!(%sandbox, %error, "what stands stays as it is"),
         }
     }
 
