@@ -34,7 +34,6 @@ fn an_image_is_pulled_by_tag_or_digest_once_and_runs() {
         Setup::default(),
         // Not one that containerd's transfer service unpacks for.
         Setup { snapshotter: Some("native"), ..Setup::default() },
-        Setup { containerd: Containerd::V1_7, ..Setup::default() },
     ] {
         let what = format!("{:?}, {:?}", setup.containerd, setup.snapshotter);
         let node = Node::with(setup);

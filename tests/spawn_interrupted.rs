@@ -95,7 +95,7 @@ fn killed_between_two_steps_it_is_away_and_nothing_is_half_made() {
     let node = Node::with(Setup::default());
     let agent = Agent::of(&node, "10-creto.conflist");
     for (at, step) in
-        [("image", Step::Image), ("accounts", Step::Spec), ("create", Step::Create), ("start", Step::Start)]
+        [("accounts", Step::Spec), ("image", Step::Image), ("create", Step::Create), ("start", Step::Start)]
     {
         let failed = thread::scope(|scope| {
             let (order, ordered) = channel();

@@ -1,5 +1,6 @@
 //! Pulling by containerd's transfer service (1.7 and later): containerd talks to the registry, asks us who we are to it over one
-//! stream, and tells over another how far it is. It speaks plain HTTP to loopback alone, but where `certs.d` says otherwise.
+//! stream, and tells over another how far it is. containerd 2 speaks
+//! plain HTTP to loopback alone, but where `certs.d` says otherwise; 1.7 speaks HTTPS alone.
 
 use std::path::{Path, PathBuf};
 
