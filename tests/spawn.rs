@@ -84,6 +84,7 @@ fn a_sandbox_is_wired_fenced_seen_and_gone() {
             });
         });
         agent.assert_nothing_left();
+        assert_eq!(network.node.ctr(&["leases", "ls", "-q"]).ok(), "", "{what}");
     }
 }
 

@@ -176,10 +176,13 @@ pub async fn spawn(node: &Node, wanted: Wanted, progress: Progress) -> Result<Sp
             Err(cause) => Err(SpawnFailed { id: wanted.id.clone(), step, cause, took }),
         }
     });
-    done.await.unwrap_or_else(|error| {
-        let cause = Cause::Panicked(error.to_string());
-        Err(SpawnFailed { id, step: Step::Image, cause, took: vec![] })
-    })
+    match done.await {
+        Ok(done) => done,
+        Err(error) => {
+            let cause = Cause::Panicked(error.to_string());
+            Err(SpawnFailed { id, step: Step::Image, cause, took: vec![] })
+        }
+    }
 }
 
 /// Takes a sandbox away, whatever is left of it: first what runs, then what it was wired to.

@@ -15,6 +15,7 @@ use containerd_client::tonic::metadata::{Ascii, MetadataValue};
 use containerd_client::tonic::transport::Channel;
 use containerd_client::tonic::{Code, Request, Status, TimeoutExpired};
 use tokio::sync::{OnceCell, mpsc};
+use tokio::time::{Instant, sleep};
 
 use super::{
     Accounts, Container, Containers, ContainersError, Exit, Image, NewContainer, Progress, Refusal, TaskEvent, Usage,
@@ -23,6 +24,8 @@ use super::{
 
 /// A question to containerd's own books is answered within this, or never.
 pub(super) const BOOKS: Duration = Duration::from_secs(10);
+/// Between two tries, while containerd is away.
+pub(super) const AWAY: Duration = Duration::from_millis(250);
 /// A lease ends by itself so long after its maker was killed.
 const LEASE: Duration = Duration::from_secs(3600);
 
@@ -174,16 +177,24 @@ impl Lease {
         request
     }
 
-    /// Lets go. Where that fails the lease ends by itself.
+    /// Lets go, also where containerd is away for a while. Where that fails the lease ends by itself.
     pub async fn end(self, containerd: &Containerd) {
-        let request = containerd.request(DeleteRequest { id: self.id.clone(), sync: false }, BOOKS);
-        let ended = match containerd.channel().await {
-            Ok(channel) => LeasesClient::new(channel).delete(request).await.map_err(|status| status.to_string()),
-            Err(error) => Err(error.to_string()),
+        let end = Instant::now() + containerd.settings.away_within;
+        let ended = loop {
+            match self.try_end(containerd).await {
+                Err(error) if error.is_unavailable() && Instant::now() < end => sleep(AWAY).await,
+                other => break other,
+            }
         };
         if let Err(error) = ended {
-            tracing::warn!(lease = self.id, error, "a lease of containerd was not ended; it expires within the hour");
+            tracing::warn!(lease = self.id, %error, "a lease of containerd was not ended; it expires within the hour");
         }
+    }
+
+    async fn try_end(&self, containerd: &Containerd) -> Result<(), ContainersError> {
+        let request = containerd.request(DeleteRequest { id: self.id.clone(), sync: false }, BOOKS);
+        let ended = LeasesClient::new(containerd.channel().await?).delete(request).await;
+        ended.map(drop).map_err(|status| containerd.meaning(&status, &self.id, "ending a lease", BOOKS))
     }
 }
 

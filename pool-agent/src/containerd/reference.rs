@@ -88,7 +88,7 @@ fn is_registry(text: &str) -> bool {
 fn is_component(text: &str) -> bool {
     let word = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = text.as_bytes();
-    let ends = bytes.first().is_some_and(|byte| word(byte)) && bytes.last().is_some_and(|byte| word(byte));
+    let ends = bytes.first().is_some_and(word) && bytes.last().is_some_and(word);
     let separator = |part: &[u8]| matches!(part, b"." | b"_" | b"__") || part.iter().all(|byte| *byte == b'-');
     ends && bytes.split(word).filter(|part| !part.is_empty()).all(separator)
 }

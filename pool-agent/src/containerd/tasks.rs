@@ -18,15 +18,13 @@ use containerd_client::types::v1::{Process, Status as WireStatus};
 use prost_types::{Any, Timestamp};
 use tokio::time::{Instant, sleep};
 
-use super::grpc::{BOOKS, Lease, failed};
+use super::grpc::{AWAY, BOOKS, Lease, failed};
 use super::{Container, Containerd, ContainersError, Exit, MANAGED, NewContainer, Refusal, Status, Task, Usage, stats};
 
 /// How containerd's clients in Go name a spec's type.
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 /// Between two looks whether a task has gone.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Between two tries, while containerd is away.
-const AWAY: Duration = Duration::from_millis(250);
 /// SIGKILL, which has the same number everywhere.
 const KILL: i32 = 9;
 
