@@ -36,10 +36,11 @@ fn a_member_waits_behind_deny_all_and_a_claim_makes_it_its_callers() {
 
     let claim = ["claim", "demo", "--agent", &owner.id, "--policy", "web", "--"];
     let said = agent.cli(&[&claim[..], &["sh", "-c", "cat /run/creto/identity.jwt; echo; echo out; echo err >&2; exit 7"]].concat());
-    assert_eq!(said.status, 7, "{} {}\n{}", said.stdout, said.stderr, agent.log());
-    let token = claims(said.stdout.lines().next().unwrap());
+    let out = said.text();
+    assert_eq!(said.status, 7, "{out} {}\n{}", said.stderr, agent.log());
+    let token = claims(out.lines().next().unwrap());
     assert_eq!(token["act"]["sub"], owner.id, "{token}");
-    assert!(said.stdout.contains("out"), "{}", said.stdout);
+    assert!(out.contains("out"), "{out}");
 
     // Its command has ended, and so has the sandbox; the pool has two members again, none of whom it was.
     wait_until("the claimed one has ended", || ids(&agent, "Running").is_empty());
@@ -48,11 +49,11 @@ fn a_member_waits_behind_deny_all_and_a_claim_makes_it_its_callers() {
     let (sandbox, id) = (&claimed["sandbox"], claimed["sandbox"]["id"].as_str().unwrap());
     assert_eq!((&claimed["warm"], &sandbox["phase"]), (&json!(true), &json!("Running")), "{claimed}");
     assert!(ids(&agent, "Ready").iter().all(|ready| ready != id) && !waiting.is_empty());
-    let allowed = network.node.cli_json(&["network-policy", "test", "--destination", "open.creto.net:443", "--sandbox-id", id]);
+    let allowed = agent.json(&["network-policy", "test", "--destination", "open.creto.net:443", "--sandbox-id", id]);
     assert_eq!(allowed["verdict"], "Allow", "{allowed}");
     agent.cli(&["exec", id, "--", "true"]).ok();
     assert_eq!(agent.cli(&["exec", id, "--", "sh", "-c", "exit 3"]).status, 3);
-    assert_eq!(agent.cli(&["exec", id, "--", "cat", "/etc/hostname"]).status, 0);
+    assert_eq!(agent.cli(&["exec", id, "--", "cat", "/etc/hosts"]).status, 0);
     let stats = agent.cli(&["pool", "stats", "demo"]).ok();
     assert!(stats.contains("Pool: demo") && stats.contains("Claimed: 1"), "{stats}");
     let shown = agent.json(&["get", id]);
@@ -66,7 +67,7 @@ fn a_killed_agent_adopts_what_waits_and_what_runs() {
     let agent = PoolAgent::start(&network, "");
     create(&agent, "demo", BUSYBOX, "2");
     agent.wait_ready("demo", 2);
-    let running = agent.json(&["claim", "demo", "--", "sleep", "1000"])["sandbox"]["id"].as_str().unwrap().to_owned();
+    let running = agent.json(&["claim", "demo", "--ttl", "1h"])["sandbox"]["id"].as_str().unwrap().to_owned();
     agent.wait_ready("demo", 2);
     let before = ids(&agent, "Ready");
     agent.stop(Signal::SIGKILL);
@@ -116,7 +117,7 @@ fn no_member_is_handed_out_twice() {
 fn what_cannot_be_made_is_said_and_does_not_storm() {
     let network = Network::with(backend("gvisor"), &[("web", POLICY)], "");
     let agent = PoolAgent::start(&network, "");
-    create(&agent, "bad", "test.creto.dev/nothing:1", "2");
+    create(&agent, "bad", "127.0.0.1:9/nothing:1", "2");
     wait_until("a failure is kept", || {
         agent.json(&["pool", "logs", "bad", "--phase", "Warming"]).as_array().is_some_and(|all| !all.is_empty())
     });
@@ -126,7 +127,7 @@ fn what_cannot_be_made_is_said_and_does_not_storm() {
         (&["claim", "bad", "--on-empty", "fail"][..], "ClaimError::Empty"),
         (&["claim", "none"], "pool none"),
         (&["claim", "bad", "--policy", "no-such"], "PolicyInvalid"),
-        (&["spawn", "--image", "test.creto.dev/nothing:1"], "SpawnError::ImageNotFound(\"test.creto.dev/nothing:1\")"),
+        (&["spawn", "--image", "127.0.0.1:9/nothing:1"], "SpawnError::ImageUnavailable(\"127.0.0.1:9/nothing:1\")"),
         (&["terminate", "no-such"], "no-such"),
     ] {
         let done = agent.cli(words);

@@ -89,6 +89,10 @@ async fn serve(root: Root) -> Result<(), DaemonFailed> {
     if let Err(error) = pools.read_files().await {
         tracing::error!(%error, "pools.d is not read");
     }
+    // Before anybody asks: what ended while no agent looked is nobody's to claim.
+    if let Err(error) = recovery::agree(&pools).await {
+        tracing::error!(%error, "records and containers may not agree");
+    }
     tokio::spawn(recovery::listen(pools.clone()));
     tokio::spawn({
         let pools = pools.clone();

@@ -27,18 +27,29 @@ pub enum Manner {
 /// Ends a sandbox that is in hand. Its record is gone afterwards; where something of the sandbox is left, the record stays and says
 /// so, and the next look goes on.
 pub async fn end(ports: &Ports, hand: &Hand, input: Input, manner: Manner) -> Result<Sandbox, StoreError> {
+    let ended = mark(ports, hand, input).await?;
+    finish(ports, hand, manner).await?;
+    Ok(ended)
+}
+
+/// Its record says that it ends: from here on nobody gets it, and whoever finds the record goes on.
+pub async fn mark(ports: &Ports, hand: &Hand, input: Input) -> Result<Sandbox, StoreError> {
+    let ended = ports.store.advance(hand.id(), input, Change::default(), ports.now()).await?;
+    tracing::info!(sandbox = %hand.id(), reason = ended.reason.as_ref().map(|reason| &*reason.code), "ends");
+    Ok(ended)
+}
+
+/// Takes away what is left of one whose record says so, and then the record.
+pub async fn finish(ports: &Ports, hand: &Hand, manner: Manner) -> Result<(), StoreError> {
     let id = hand.id();
-    let ended = ports.store.advance(id, input, Change::default(), ports.now()).await?;
-    tracing::info!(sandbox = %id, reason = ended.reason.as_ref().map(|reason| &*reason.code), "ends");
     if manner == Manner::Graceful {
         ask(ports, id, ports.config.limits.grace).await;
     }
     if let Err(error) = spawn::remove(&ports.maker, id).await {
         tracing::error!(sandbox = %id, %error, "something of it is left: tried again later");
-        return Ok(ended);
+        return Ok(());
     }
-    let _ = ports.store.remove(id).await?; // false: somebody else has, and there is nothing left of it either way
-    Ok(ended)
+    ports.store.remove(id).await.map(drop) // where there is no record, somebody else was faster
 }
 
 /// One that failed while it was made or bound: nothing in it is worth asking.

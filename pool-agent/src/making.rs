@@ -15,7 +15,7 @@ use crate::pool::template::Mode;
 use crate::ports::Ports;
 use crate::sandbox::{Fence, Sandbox};
 use crate::shim::ShimError;
-use crate::spawn::{self, Cause, Run, SpawnFailed, Wanted};
+use crate::spawn::{self, Cause, Run, SpawnFailed, Step, Wanted};
 use crate::spec::SandboxSpec;
 
 /// Labels of containers: by them a member is known when its record is lost.
@@ -180,6 +180,7 @@ fn failure(image: &ImageRef, failed: SpawnFailed) -> SpawnError {
             ContainersError::Refused { refusal: Refusal::Forbidden, message, .. } => SpawnError::IdentityRejected(message),
             ContainersError::Timeout { after, .. } => SpawnError::Timeout { waited: after, step: step.to_string() },
             ContainersError::Full { .. } => SpawnError::ResourceExhausted(error.to_string()),
+            _ if step == Step::Image => SpawnError::ImageUnavailable(image.clone(), error.to_string()),
             _ => SpawnError::StartFailed(error.to_string()),
         },
         Cause::Network(error) => SpawnError::NetworkUnavailable(error.to_string()),

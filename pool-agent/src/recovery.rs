@@ -7,7 +7,7 @@ use std::sync::Arc;
 use trust::id::SandboxId;
 
 use crate::containerd::{Container, ContainersError, Status, TaskEvent};
-use crate::ending::{Manner, end};
+use crate::ending::{Manner, end, finish, mark};
 use crate::making::unmake;
 use crate::pool::member::Input;
 use crate::pools::WarmPoolManager;
@@ -61,7 +61,16 @@ pub async fn agree(pools: &WarmPoolManager) -> Result<(), RecoveryError> {
         match fate(sandbox, containers.get(&sandbox.id.to_string())) {
             Fate::Adopt if sandbox.phase == Phase::Running => running::watch(ports, &sandbox.id),
             Fate::Adopt => {}
-            Fate::End(code, why) => take_down(ports, &sandbox.id, Input::ended(code, why)),
+            Fate::End(code, why) => {
+                let Some(hand) = ports.hands.take(&sandbox.id) else { continue };
+                mark(ports, &hand, Input::ended(code, why)).await?; // nobody is handed it any more
+                let ports = ports.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = finish(&ports, &hand, Manner::Forced).await {
+                        tracing::warn!(sandbox = %hand.id(), %error, "it is not taken down yet");
+                    }
+                });
+            }
         }
     }
     let wired = ports.maker.networks.attached().unwrap_or_else(|error| {

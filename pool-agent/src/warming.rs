@@ -12,7 +12,7 @@ use crate::error::SpawnError;
 use crate::making::{First, fresh_id, make};
 use crate::metrics::PoolCounts;
 use crate::pool::member::{Change, Input};
-use crate::pool::reconcile::{Act, Member, plan};
+use crate::pool::reconcile::{Act, Member, Why, plan};
 use crate::pool::target;
 use crate::pool::template::Pool;
 use crate::pools::{PoolError, WarmPoolManager};
@@ -39,6 +39,7 @@ impl WarmPoolManager {
         let now = ports.now();
         let drains = ports.store.drained(&ports.node).await?;
         let pools = ports.store.pools().await?;
+        self.look_at_leftovers(&pools).await?;
         for pool in &pools {
             let members = ports.store.sandboxes(&Filter::members(&pool.name, &ports.node)).await?;
             let members: Vec<_> = members.iter().filter_map(|s| Member::of(s, ports.hands.has(&s.id))).collect();
@@ -56,6 +57,27 @@ impl WarmPoolManager {
                 claims_per_minute: target::claims_per_minute(&minutes, now),
             };
             ports.metrics.count_pool(&pool.name.to_string(), counts);
+        }
+        Ok(())
+    }
+
+    /// What no pool's plan looks at: members of a pool that is no more, and what is left of cold spawns.
+    async fn look_at_leftovers(&self, pools: &[Pool]) -> Result<(), PoolError> {
+        let ports = self.ports();
+        let filter = Filter { node: Some(ports.node.clone()), ..Filter::default() };
+        for sandbox in ports.store.sandboxes(&filter).await? {
+            let planned = pools.iter().any(|pool| sandbox.is_member_of(&pool.name));
+            if planned || ports.hands.has(&sandbox.id) {
+                continue;
+            }
+            match sandbox.phase {
+                Phase::Ready => self.take_down(&sandbox.id, Input::evicted("evicted-pool-deleted", "its pool was deleted")),
+                Phase::Warming | Phase::Failed | Phase::Terminating => {
+                    let why = if sandbox.phase == Phase::Warming { Why::Interrupted } else { Why::Over };
+                    self.take_down(&sandbox.id, Input::swept(why.code(), why.sentence()));
+                }
+                Phase::Claimed | Phase::Running => {}
+            }
         }
         Ok(())
     }

@@ -79,7 +79,7 @@ impl<'a> PoolAgent<'a> {
     pub fn json(&self, args: &[&str]) -> Value {
         let done = self.cli(&[args, &["--json"]].concat());
         assert_eq!(done.status, 0, "{args:?}: {}\n{}", done.stderr, self.log());
-        serde_json::from_str(&done.stdout).unwrap()
+        serde_json::from_slice(&done.stdout).unwrap()
     }
 
     /// Waits until so many members of a pool are ready.
@@ -97,12 +97,19 @@ impl<'a> PoolAgent<'a> {
         }
         self.cli(&["terminate", "--all", "--force"]).ok();
         wait_until("no sandbox is left", || self.cli(&["list"]).ok().is_empty());
+        self.stop(Signal::SIGTERM);
         self.network.node.assert_nothing_left();
     }
 }
 
 impl Drop for PoolAgent<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            #[expect(clippy::print_stderr, reason = "what a failing test needs to be understood")]
+            {
+                eprintln!("creto-pool-agent's log:\n{}", self.log());
+            }
+        }
         if let Some(mut child) = self.process.lock().unwrap().take() {
             let _ = child.kill();
             let _ = child.wait();

@@ -198,7 +198,9 @@ impl Sandboxes {
             known.effective.send_replace(effective);
             return;
         }
-        self.unbind(&sandbox);
+        if self.all.contains_key(&sandbox) {
+            self.unbind(&sandbox);
+        }
         let (effective, receiver) = watch::channel(effective);
         let binding = Arc::new(Binding { sandbox: sandbox.clone(), agent, effective: receiver });
         self.bindings.put(&addresses, &binding);
