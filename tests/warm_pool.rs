@@ -35,7 +35,9 @@ fn a_member_waits_behind_deny_all_and_a_claim_makes_it_its_callers() {
     assert_eq!(fences.as_array().map(Vec::len), Some(2), "each member is fenced: {fences}");
 
     let claim = ["claim", "demo", "--agent", &owner.id, "--policy", "web", "--"];
-    let said = agent.cli(&[&claim[..], &["sh", "-c", "cat /run/creto/identity.jwt; echo; echo out; echo err >&2; exit 7"]].concat());
+    let said = agent.cli(
+        &[&claim[..], &["sh", "-c", "cat /run/creto/identity.jwt; echo; echo out; echo err >&2; exit 7"]].concat(),
+    );
     let out = said.text();
     assert_eq!(said.status, 7, "{out} {}\n{}", said.stderr, agent.log());
     let token = claims(out.lines().next().unwrap());

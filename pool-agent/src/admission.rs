@@ -62,7 +62,10 @@ mod tests {
     #[test]
     fn the_memory_that_is_available_is_read_as_the_kernel_prints_it() {
         for (text, bytes) in [
-            ("MemTotal:       24689712 kB\nMemFree:        100 kB\nMemAvailable:   23000000 kB\n", Some(23_552_000_000)),
+            (
+                "MemTotal:       24689712 kB\nMemFree:        100 kB\nMemAvailable:   23000000 kB\n",
+                Some(23_552_000_000),
+            ),
             ("MemTotal:       24689712 kB\n", None),
             ("MemAvailable:   many kB\n", None),
             ("", None),

@@ -185,7 +185,8 @@ async fn take(
         match request.on_empty {
             OnEmpty::Fail => return Err(ClaimError::Empty(pool.name.clone())),
             OnEmpty::Cold => {
-                let (member, hand) = cold(ports, pool, &asked(ports.now()), patience.saturating_sub(began.elapsed())).await?;
+                let (member, hand) =
+                    cold(ports, pool, &asked(ports.now()), patience.saturating_sub(began.elapsed())).await?;
                 return Ok((member, hand, false));
             }
             OnEmpty::Wait => {
@@ -215,7 +216,12 @@ async fn again(ports: &Arc<Ports>, member: Sandbox) -> Result<(Sandbox, Hand, bo
 }
 
 /// A sandbox for a claim that found no member: made as a member is, but the pool never has it.
-async fn cold(ports: &Arc<Ports>, pool: &Pool, asked: &TakeRequest, within: Duration) -> Result<(Sandbox, Hand), ClaimError> {
+async fn cold(
+    ports: &Arc<Ports>,
+    pool: &Pool,
+    asked: &TakeRequest,
+    within: Duration,
+) -> Result<(Sandbox, Hand), ClaimError> {
     let began = Instant::now();
     admit(ports, pool.template.spec.backend).await.map_err(ClaimError::Spawn)?;
     let id = fresh_id(&pool.name.to_string()).map_err(ClaimError::Spawn)?;

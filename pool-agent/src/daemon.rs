@@ -14,8 +14,8 @@ use crate::config::{self, Config, ConfigError};
 use crate::containerd::grpc::BadNamespace;
 use crate::containerd::{self, Containerd};
 use crate::metrics::Metrics;
-use crate::network::conflist::{BadConflist, Conflist};
 use crate::network::Cni;
+use crate::network::conflist::{BadConflist, Conflist};
 use crate::node::{Node, NodeError, Root};
 use crate::pools::WarmPoolManager;
 use crate::ports::{Exits, Hands, Ports};
@@ -168,7 +168,10 @@ fn holder(named: Option<PathBuf>) -> Result<PathBuf, DaemonFailed> {
     match holder.exists() {
         true => Ok(holder),
         false => Err(DaemonFailed::Io {
-            doing: format!("the holder {}: install it there, or name it by `holder` in pool-agent.toml", holder.display()),
+            doing: format!(
+                "the holder {}: install it there, or name it by `holder` in pool-agent.toml",
+                holder.display()
+            ),
             error: io::ErrorKind::NotFound.into(),
         }),
     }

@@ -130,9 +130,7 @@ impl SpawnError {
                 503,
                 "choose another runtime, or enable it: creto-runtime-cli enable --runtime NAME",
             ),
-            Self::NodeDraining => {
-                Row("node-draining", 503, "use another node, or end the drain of this one")
-            }
+            Self::NodeDraining => Row("node-draining", 503, "use another node, or end the drain of this one"),
             Self::ResourceExhausted(_) => Row(
                 "resource-exhausted",
                 503,

@@ -143,7 +143,9 @@ impl Session {
             Ok(Ends { stdin, stdout, stderr })
         };
         let (started, ends) = tokio::join!(shim.start(process), async {
-            tokio::time::timeout(Duration::from_secs(10), opened).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            tokio::time::timeout(Duration::from_secs(10), opened)
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         });
         if let Err(error) = started {
             guard.ended = true;
@@ -244,7 +246,10 @@ pub async fn attached(ports: &Ports, id: &SandboxId, to: mpsc::Sender<Frame>) ->
         }
         // An agent that was restarted meanwhile may not have heard of the end.
         looks += 1;
-        if looks % PRESENT == 0 && ports.store.sandbox(id).await.is_ok_and(|found| found.is_none()) && ports.exits.of(id).is_none() {
+        if looks % PRESENT == 0
+            && ports.store.sandbox(id).await.is_ok_and(|found| found.is_none())
+            && ports.exits.of(id).is_none()
+        {
             return Err(ExecError::NotRunning(id.clone()));
         }
         tokio::time::sleep(LOOK).await;

@@ -14,16 +14,16 @@ pub mod api;
 pub mod daemon;
 
 pub mod claim;
-pub mod warming;
 pub mod pools;
 pub mod sandboxes;
+pub mod warming;
 
 pub mod admission;
 pub mod ending;
-pub mod recovery;
+pub mod exec;
 pub mod making;
 pub mod ports;
-pub mod exec;
+pub mod recovery;
 pub mod running;
 
 pub mod config;
@@ -36,8 +36,8 @@ pub mod network;
 mod own_thread;
 pub mod shim;
 
-pub mod error;
 pub mod channels;
+pub mod error;
 pub mod pool;
 pub mod store;
 

@@ -66,7 +66,9 @@ pub async fn make(ports: &Ports, sandbox: &Sandbox, first: First) -> Result<Made
     let within = ports.config.limits.spawn;
     let spawned = tokio::time::timeout(within, spawn::spawn(&ports.maker, wanted, quietly())).await;
     match spawned {
-        Ok(Ok(spawned)) => tracing::info!(sandbox = %sandbox.id, backend = %spec.backend, pid = spawned.pid, took = ?began.elapsed(), steps = ?spawned.took, "made"),
+        Ok(Ok(spawned)) => {
+            tracing::info!(sandbox = %sandbox.id, backend = %spec.backend, pid = spawned.pid, took = ?began.elapsed(), steps = ?spawned.took, "made")
+        }
         Ok(Err(failed)) => return Err(failure(&spec.image, failed)),
         Err(_) => {
             // It goes on until its own undo; what it makes nevertheless is swept, for its record says that it failed.
@@ -172,12 +174,16 @@ fn failure(image: &ImageRef, failed: SpawnFailed) -> SpawnError {
     let step = failed.step;
     match failed.cause {
         Cause::Containers(error) => match error {
-            ContainersError::Reference(_) | ContainersError::ImageNotFound(_) => SpawnError::ImageNotFound(image.clone()),
+            ContainersError::Reference(_) | ContainersError::ImageNotFound(_) => {
+                SpawnError::ImageNotFound(image.clone())
+            }
             ContainersError::ImageForbidden { why, .. } | ContainersError::ImageUnusable { why, .. } => {
                 SpawnError::ImageUnavailable(image.clone(), why)
             }
             ContainersError::Unavailable { .. } => SpawnError::BackendUnavailable(error.to_string()),
-            ContainersError::Refused { refusal: Refusal::Forbidden, message, .. } => SpawnError::IdentityRejected(message),
+            ContainersError::Refused { refusal: Refusal::Forbidden, message, .. } => {
+                SpawnError::IdentityRejected(message)
+            }
             ContainersError::Timeout { after, .. } => SpawnError::Timeout { waited: after, step: step.to_string() },
             ContainersError::Full { .. } => SpawnError::ResourceExhausted(error.to_string()),
             _ if step == Step::Image => SpawnError::ImageUnavailable(image.clone(), error.to_string()),

@@ -109,7 +109,12 @@ impl Metrics {
             registry: Registry::default(),
         };
         let m = &metrics;
-        registry.register_with_unit("spawn_latency", "Asked for → running, without a pool", Unit::Seconds, m.spawn.clone());
+        registry.register_with_unit(
+            "spawn_latency",
+            "Asked for → running, without a pool",
+            Unit::Seconds,
+            m.spawn.clone(),
+        );
         registry.register_with_unit(
             "pool_claim_latency",
             "A claim accepted → answered, of a member that was ready",

@@ -164,7 +164,8 @@ impl WarmPoolManager {
         for bad in &read.bad {
             tracing::error!(error = %bad, "a pool's file is not taken");
         }
-        let mut gone: BTreeMap<_, _> = self.ports().store.pools().await?.into_iter().map(|p| (p.name.clone(), p)).collect();
+        let mut gone: BTreeMap<_, _> =
+            self.ports().store.pools().await?.into_iter().map(|p| (p.name.clone(), p)).collect();
         gone.retain(|name, pool| {
             let bad = read.bad.iter().any(|bad| bad.path.file_stem().is_some_and(|stem| *stem == *name.to_string()));
             pool.origin == Origin::File && !bad
@@ -203,7 +204,9 @@ impl WarmPoolManager {
             return Err(BadSpec("readiness: this version asks no probes; leave it out".into()).into());
         }
         match &pool.template.spec.network_policy {
-            Some(policy) => self.ports().policies.resolve(&policy.to_ref()).map(drop).map_err(|e| PoolError::Policy(e.to_string())),
+            Some(policy) => {
+                self.ports().policies.resolve(&policy.to_ref()).map(drop).map_err(|e| PoolError::Policy(e.to_string()))
+            }
             None => Ok(()),
         }
     }
@@ -241,7 +244,11 @@ impl WarmPoolManager {
         .await
     }
 
-    async fn change(&self, name: &PoolName, change: impl Fn(&mut Pool) -> Result<(), PoolError>) -> Result<Pool, PoolError> {
+    async fn change(
+        &self,
+        name: &PoolName,
+        change: impl Fn(&mut Pool) -> Result<(), PoolError>,
+    ) -> Result<Pool, PoolError> {
         loop {
             let mut pool = self.get(name).await?;
             change(&mut pool)?;
@@ -282,7 +289,9 @@ impl WarmPoolManager {
         let filter = Filter { phase: Some(Phase::Ready), ..Filter::members(name, &self.ports().node) };
         let mut evicted = Vec::new();
         for member in self.ports().store.sandboxes(&filter).await? {
-            if evicted.len() < count && self.evict_one(&member.id, "evicted-by-operator", "an operator evicted it").await {
+            if evicted.len() < count
+                && self.evict_one(&member.id, "evicted-by-operator", "an operator evicted it").await
+            {
                 evicted.push(member.id);
             }
         }
@@ -305,7 +314,12 @@ impl WarmPoolManager {
     }
 
     /// The newest failures of a pool.
-    pub async fn failures(&self, name: &PoolName, phase: Option<Phase>, most: usize) -> Result<Vec<Failure>, PoolError> {
+    pub async fn failures(
+        &self,
+        name: &PoolName,
+        phase: Option<Phase>,
+        most: usize,
+    ) -> Result<Vec<Failure>, PoolError> {
         self.get(name).await?;
         Ok(self.ports().store.failures(name, phase, most).await?)
     }
@@ -345,7 +359,8 @@ impl WarmPoolManager {
             claimed: claimed.filter(|s| s.claim.as_ref().is_some_and(|claim| claim.pool == pool.name)).count(),
             warming: of(Phase::Warming).count(),
             claims_per_minute: target::claims_per_minute(&minutes, now),
-            avg_claim_millis: (!took.is_empty()).then(|| took.iter().copied().map(millis).sum::<f64>() / took.len() as f64),
+            avg_claim_millis: (!took.is_empty())
+                .then(|| took.iter().copied().map(millis).sum::<f64>() / took.len() as f64),
             p99_claim_millis: took.get((took.len() * 99).div_ceil(100).saturating_sub(1)).copied().map(millis),
             hit_ratio: (known.claims > 0).then(|| known.hits as f64 / known.claims as f64),
             oldest_seconds: of(Phase::Ready).map(|s| now.since(s.created_at).as_secs()).max(),

@@ -37,9 +37,9 @@ enum Fate {
 }
 
 fn fate(sandbox: &Sandbox, container: Option<&Container>) -> Fate {
-    let runs = container.and_then(|c| c.task.as_ref()).is_some_and(|task| {
-        matches!(task.status, Status::Running | Status::Paused | Status::Unknown)
-    });
+    let runs = container
+        .and_then(|c| c.task.as_ref())
+        .is_some_and(|task| matches!(task.status, Status::Running | Status::Paused | Status::Unknown));
     match sandbox.phase {
         Phase::Warming => Fate::End("interrupted", "the agent ended while it was being made"),
         Phase::Terminating | Phase::Failed => Fate::End("over", "it had ended"),
@@ -126,7 +126,9 @@ pub async fn listen(pools: WarmPoolManager) {
                 take_down(ports, &id, input);
                 pools.look();
             }
-            TaskEvent::OutOfMemory { id } => tracing::warn!(sandbox = id, "out of memory: the kernel ends what is in it"),
+            TaskEvent::OutOfMemory { id } => {
+                tracing::warn!(sandbox = id, "out of memory: the kernel ends what is in it")
+            }
         }
     }
 }

@@ -83,7 +83,8 @@ pub fn watch(ports: &Arc<Ports>, id: &SandboxId) {
 /// The spec that the container was made with.
 pub fn config(ports: &Ports, id: &SandboxId) -> Result<Value, RunError> {
     let containerd = &ports.config.containerd;
-    let bundle = containerd.state.join("io.containerd.runtime.v2.task").join(&containerd.namespace).join(id.to_string());
+    let bundle =
+        containerd.state.join("io.containerd.runtime.v2.task").join(&containerd.namespace).join(id.to_string());
     let bytes = fs::read(bundle.join("config.json")).map_err(|e| RunError::Config(e.to_string()))?;
     serde_json::from_slice(&bytes).map_err(|e| RunError::Config(e.to_string()))
 }

@@ -149,9 +149,10 @@ impl SandboxManager {
         let sandbox = self.find(id_or_name).await?;
         let hand = self.ports.hands.take(&sandbox.id).ok_or_else(|| SandboxError::Busy(sandbox.id.clone()))?;
         let ports = self.ports.clone();
-        let ended = tokio::spawn(async move {
-            end(&ports, &hand, Input::ended("terminated", "somebody ended it"), manner).await
-        });
+        let ended =
+            tokio::spawn(
+                async move { end(&ports, &hand, Input::ended("terminated", "somebody ended it"), manner).await },
+            );
         self.looked.lock().unwrap_or_else(PoisonError::into_inner).remove(&sandbox.id);
         Ok(ended.await.unwrap_or(Err(StoreError::NotFound(sandbox.id)))?)
     }

@@ -71,7 +71,9 @@ impl WarmPoolManager {
                 continue;
             }
             match sandbox.phase {
-                Phase::Ready => self.take_down(&sandbox.id, Input::evicted("evicted-pool-deleted", "its pool was deleted")),
+                Phase::Ready => {
+                    self.take_down(&sandbox.id, Input::evicted("evicted-pool-deleted", "its pool was deleted"))
+                }
                 Phase::Warming | Phase::Failed | Phase::Terminating => {
                     let why = if sandbox.phase == Phase::Warming { Why::Interrupted } else { Why::Over };
                     self.take_down(&sandbox.id, Input::swept(why.code(), why.sentence()));

@@ -86,7 +86,12 @@ impl<'a> PoolAgent<'a> {
     #[track_caller]
     pub fn wait_ready(&self, pool: &str, members: u64) {
         let ready = poll(|| (self.json(&["pool", "stats", pool])["ready"] == members).then_some(()));
-        assert!(ready.is_some(), "{members} members of {pool} are not ready: {}\n{}", self.json(&["pool", "stats", pool]), self.log());
+        assert!(
+            ready.is_some(),
+            "{members} members of {pool} are not ready: {}\n{}",
+            self.json(&["pool", "stats", pool]),
+            self.log()
+        );
     }
 
     /// Takes all away that it has made, and waits until it is gone.

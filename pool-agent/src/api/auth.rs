@@ -98,7 +98,9 @@ impl Who {
         match (self, named) {
             (Self::Operator, agent) => Ok(Caller { agent, proven: Proven::Operator }),
             (Self::Agent(agent), None) => Ok(Caller { agent: Some(agent), proven: Proven::Token }),
-            (Self::Agent(agent), Some(named)) if named == agent => Ok(Caller { agent: Some(agent), proven: Proven::Token }),
+            (Self::Agent(agent), Some(named)) if named == agent => {
+                Ok(Caller { agent: Some(agent), proven: Proven::Token })
+            }
             (Self::Agent(agent), Some(named)) => Err(Problem::new(
                 StatusCode::FORBIDDEN,
                 "identity-rejected",

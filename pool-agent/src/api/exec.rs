@@ -178,11 +178,16 @@ mod tests {
 
     #[test]
     fn a_query_says_what_runs() {
-        let asked = Asked::parse(Some("command=sh&command=-c&command=echo%20%26&tty=true&stdin&env=A%3Db%3Dc&cwd=%2Ftmp&user=7")).unwrap();
+        let asked = Asked::parse(Some(
+            "command=sh&command=-c&command=echo%20%26&tty=true&stdin&env=A%3Db%3Dc&cwd=%2Ftmp&user=7",
+        ))
+        .unwrap();
         assert_eq!(asked.command.args, ["sh", "-c", "echo &"]);
         assert_eq!(asked.command.env["A"], "b=c");
         assert!(asked.terminal && asked.stdin && asked.command.user.is_some());
-        for (query, why) in [("tty=maybe", "true or false"), ("env=A", "NAME=VALUE"), ("cwd=tmp", "begins with /"), ("x=1", "command")] {
+        for (query, why) in
+            [("tty=maybe", "true or false"), ("env=A", "NAME=VALUE"), ("cwd=tmp", "begins with /"), ("x=1", "command")]
+        {
             let problem = Asked::parse(Some(query)).expect_err(why);
             assert!(problem.detail.contains(why), "{problem}");
         }

@@ -51,7 +51,11 @@ pub async fn get(
     let (_say, from) = mpsc::channel(1);
     let (to, _said) = mpsc::channel(WAITING);
     if there.run(from, to).await? != 0 {
-        return Err(Problem::new(StatusCode::NOT_FOUND, "file-not-found", format!("there is no {} in {id}", path.as_str())));
+        return Err(Problem::new(
+            StatusCode::NOT_FOUND,
+            "file-not-found",
+            format!("there is no {} in {id}", path.as_str()),
+        ));
     }
     let session = Session::start(&api.ports, &sandbox, &tar(&["-C", dir, "-cf", "-", name]), false, false).await?;
     let (to, mut said) = mpsc::channel(WAITING);

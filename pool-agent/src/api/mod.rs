@@ -68,7 +68,11 @@ impl Api {
             .route("/v1/runtimes/{name}", put(health::set_runtime))
             .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "no-such-path", "there is nothing at this path") })
             .method_not_allowed_fallback(|| async {
-                Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "this path does not take this method")
+                Problem::new(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "method-not-allowed",
+                    "this path does not take this method",
+                )
             })
             .with_state(self)
     }

@@ -134,6 +134,9 @@ mod tests {
             })
         );
         let response = problem.into_response();
-        assert_eq!((response.status().as_u16(), &response.headers()[CONTENT_TYPE]), (404, &HeaderValue::from_static("application/problem+json")));
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()[CONTENT_TYPE]),
+            (404, &HeaderValue::from_static("application/problem+json"))
+        );
     }
 }

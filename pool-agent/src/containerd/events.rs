@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use containerd_client::events::{TaskExit, TaskOom};
-use containerd_client::services::v1::SubscribeRequest;
 use containerd_client::services::v1::events_client::EventsClient;
+use containerd_client::services::v1::{PublishRequest, SubscribeRequest};
 use containerd_client::types::Envelope;
+use prost_types::Any;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
@@ -14,6 +15,10 @@ use super::{Containerd, ContainersError};
 
 /// So many events wait for a slow reader; then containerd waits.
 const WAITING: usize = 256;
+/// The topic of an event of our own, by which it is known that a subscription is in force.
+const NUDGE: &str = "/creto/listening";
+/// Between two of them.
+const SOON: Duration = Duration::from_millis(20);
 /// Between two tries to subscribe.
 const AWAY: Duration = Duration::from_millis(250);
 
@@ -65,10 +70,23 @@ impl Containerd {
     async fn pass_on(&self, send: &mpsc::Sender<TaskEvent>, loud: &mut bool) -> Result<(), ContainersError> {
         let doing = "listening to events";
         let failed = |status| self.meaning(&status, "events", doing, Duration::MAX);
-        let of = |topic: &str| format!("namespace=={},topic==\"/tasks/{topic}\"", self.settings.namespace);
-        let request = self.endless(SubscribeRequest { filters: vec![of("exit"), of("oom")] });
-        let mut stream =
-            EventsClient::new(self.channel().await?).subscribe(request).await.map_err(failed)?.into_inner();
+        let of = |topic: &str| format!("namespace=={},topic==\"{topic}\"", self.settings.namespace);
+        let filters = vec![of("/tasks/exit"), of("/tasks/oom"), of(NUDGE)];
+        let request = self.endless(SubscribeRequest { filters });
+        let (mut subscriber, mut publisher) =
+            (EventsClient::new(self.channel().await?), EventsClient::new(self.channel().await?));
+        let subscribing = subscriber.subscribe(request);
+        tokio::pin!(subscribing);
+        // containerd answers a subscription with its first event and not before: we see to one.
+        let mut stream = loop {
+            tokio::select! {
+                answer = &mut subscribing => break answer.map_err(failed)?.into_inner(),
+                () = sleep(SOON) => {
+                    let nudge = PublishRequest { topic: NUDGE.to_owned(), event: Some(Any::default()) };
+                    publisher.publish(self.endless(nudge)).await.map_err(failed)?;
+                }
+            }
+        };
         *loud = true;
         if send.send(TaskEvent::Listening).await.is_err() {
             return Ok(());
