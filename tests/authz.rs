@@ -1,6 +1,8 @@
 //! RequireAuthz: a connection waits for the decision point, and without its yes there is none.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
@@ -73,4 +75,66 @@ fn a_decision_point_that_is_down_or_silent_lets_nothing_through() {
         assert!(visits.is_empty(), "{what}: {visits:?}");
         network.node.remove("c");
     }
+}
+
+/// A service that answers every question as it is told to; what it was asked it forgets.
+fn answer(listener: std::net::TcpListener, said: Arc<Mutex<String>>) {
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut asked = Vec::new();
+            let mut part = [0; 4096];
+            while !asked.windows(4).any(|end| end == b"\r\n\r\n") || !asked.ends_with(b"}") {
+                match stream.read(&mut part) {
+                    Ok(length @ 1..) => asked.extend_from_slice(&part[..length]),
+                    _ => break,
+                }
+            }
+            let _ = stream.write_all(said.lock().unwrap().as_bytes()); // the gate may have given it up
+        }
+    });
+}
+
+fn http(status: &str, kind: &str, body: &str) -> String {
+    let length = body.len();
+    format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+}
+
+#[test]
+fn a_decision_point_that_lies_or_flaps_lets_nothing_through_that_it_does_not_plainly_allow() {
+    let egress = "[authz]\nkind = \"authzen\"\nurl = \"http://127.0.0.1:7\"\ndeadline = \"2s\"\nttl = \"1s\"\n\
+                  negative_ttl = \"100ms\"\nbreaker_failures = 10000\n";
+    let network = Network::with(Setup::default(), &[("asked", POLICY)], egress);
+    let said = Arc::new(Mutex::new(String::new()));
+    answer(network.host.inside(|| std::net::TcpListener::bind("127.0.0.1:7").unwrap()), said.clone());
+    let say = |answer: &str| answer.clone_into(&mut said.lock().unwrap());
+    let netns = network.join(10);
+    network.run_in(&netns, "c", "asked");
+    let asked = || opens(&network, json!(["by_name", "open.creto.net", 443]));
+    let json = "application/json";
+    let yes = http("200 OK", json, "{\"decision\":true}");
+    for (what, lie) in [
+        ("a yes that is a text", http("200 OK", json, "{\"decision\":\"true\"}")),
+        ("a yes that is a number", http("200 OK", json, "{\"decision\":1}")),
+        ("a yes beside a no", http("200 OK", json, "{\"decision\":false,\"decision\":true}")),
+        ("a yes in a list", http("200 OK", json, "[{\"decision\":true}]")),
+        ("a yes in HTML", http("200 OK", "text/html", "{\"decision\":true}")),
+        ("a yes that is an error", http("500 Oops", json, "{\"decision\":true}")),
+        ("a yes elsewhere", "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:7/yes\r\nContent-Length: 0\r\n\r\n".into()),
+        ("half a yes", "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 17\r\n\r\n{\"decision\":".into()),
+        ("noise", "\0\u{1}\u{2}yes yes yes\r\n\r\n".into()),
+        ("nothing", String::new()),
+    ] {
+        say(&lie);
+        assert!(!asked(), "{what}");
+    }
+    assert!(network.internet.visits().is_empty(), "{:?}", network.internet.visits());
+    // A yes counts for a second, whatever is said then; and after it whatever is said then.
+    for (what, next) in [("no", http("200 OK", json, "{\"decision\":false}")), ("fails", http("503 Busy", json, "{}"))] {
+        say(&yes);
+        wait_until("the yes", asked);
+        say(&next);
+        wait_until(what, || !asked());
+    }
+    network.node.remove("c");
 }
