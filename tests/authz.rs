@@ -120,8 +120,14 @@ fn a_decision_point_that_lies_or_flaps_lets_nothing_through_that_it_does_not_pla
         ("a yes in a list", http("200 OK", json, "[{\"decision\":true}]")),
         ("a yes in HTML", http("200 OK", "text/html", "{\"decision\":true}")),
         ("a yes that is an error", http("500 Oops", json, "{\"decision\":true}")),
-        ("a yes elsewhere", "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:7/yes\r\nContent-Length: 0\r\n\r\n".into()),
-        ("half a yes", "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 17\r\n\r\n{\"decision\":".into()),
+        (
+            "a yes elsewhere",
+            "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:7/yes\r\nContent-Length: 0\r\n\r\n".into(),
+        ),
+        (
+            "half a yes",
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 17\r\n\r\n{\"decision\":".into(),
+        ),
         ("noise", "\0\u{1}\u{2}yes yes yes\r\n\r\n".into()),
         ("nothing", String::new()),
     ] {
@@ -130,7 +136,8 @@ fn a_decision_point_that_lies_or_flaps_lets_nothing_through_that_it_does_not_pla
     }
     assert!(network.internet.visits().is_empty(), "{:?}", network.internet.visits());
     // A yes counts for a second, whatever is said then; and after it whatever is said then.
-    for (what, next) in [("no", http("200 OK", json, "{\"decision\":false}")), ("fails", http("503 Busy", json, "{}"))] {
+    for (what, next) in [("no", http("200 OK", json, "{\"decision\":false}")), ("fails", http("503 Busy", json, "{}"))]
+    {
         say(&yes);
         wait_until("the yes", asked);
         say(&next);

@@ -2,9 +2,11 @@
 //! handed out once or taken down.
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::images::BUSYBOX;
 use crate::harness::network::Network;
@@ -112,6 +114,75 @@ fn no_member_is_handed_out_twice() {
         claims.into_iter().map(|claim| claim.join().unwrap()).collect()
     });
     assert_eq!(claimed.iter().collect::<BTreeSet<_>>().len(), 6, "{claimed:?}");
+    agent.clear();
+}
+
+/// An HTTP question over TCP, and its answer: the status and the body.
+fn http(network: &Network, method: &str, path: &str, token: Option<&str>, body: &str) -> (u16, Value) {
+    let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+    let length = body.len();
+    let asked = format!(
+        "{method} {path} HTTP/1.1\r\nHost: creto\r\n{token}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    );
+    let answer = network.host.inside(|| {
+        let mut stream = TcpStream::connect("127.0.0.1:8080").unwrap();
+        stream.write_all(asked.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    let body = answer.split_once("\r\n\r\n").unwrap().1;
+    (status, serde_json::from_str(body).unwrap_or(Value::Null))
+}
+
+#[test]
+fn over_tcp_an_agent_claims_for_itself_by_a_token_that_is_good_once() {
+    let network = Network::with(backend("gvisor"), &[("web", POLICY)], "");
+    let agent = PoolAgent::start(&network, "");
+    let (ours, other) = (Agent::register(&network.node, "a", 1), Agent::register(&network.node, "b", 2));
+    create(&agent, "demo", BUSYBOX, "1");
+    agent.wait_ready("demo", 1);
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let audience = format!("creto:{}", host.trim());
+    let claims = "/v1/warm-pools/demo/claims";
+    assert_eq!(http(&network, "GET", "/health", None, "").0, 200);
+    for (what, method, path, token, body, status) in [
+        ("no token", "POST", claims, None, "{}", 401),
+        ("no JWT", "POST", claims, Some("x.y.z".to_owned()), "{}", 401),
+        ("for somebody else", "POST", claims, Some(ours.token("creto:elsewhere", "1")), "{}", 401),
+        (
+            "in another's name",
+            "POST",
+            claims,
+            Some(ours.token(&audience, "2")),
+            &format!("{{\"agent\":{:?}}}", other.id),
+            403,
+        ),
+        ("a pool", "POST", "/v1/warm-pools", Some(ours.token(&audience, "3")), "{}", 403),
+        ("all", "DELETE", "/v1/sandboxes", Some(ours.token(&audience, "4")), "", 403),
+        ("nonsense", "POST", claims, Some(ours.token(&audience, "5")), "{\"policy\": 1}", 422),
+        ("nowhere", "GET", "/v1/../etc/passwd", None, "", 404),
+    ] {
+        let (found, problem) = http(&network, method, path, token.as_deref(), body);
+        assert_eq!((found, &problem["status"]), (status, &json!(status)), "{what}: {problem}");
+        assert!(problem["type"].as_str().unwrap().starts_with("https://creto.dev/problems/"), "{what}: {problem}");
+    }
+    let token = ours.token(&audience, "6");
+    let (status, claimed) = http(&network, "POST", claims, Some(&token), "{\"networkPolicy\": \"web\"}");
+    assert_eq!((status, &claimed["sandbox"]["agent"]), (200, &json!(ours.id)), "{claimed}");
+    let id = claimed["sandbox"]["id"].as_str().unwrap();
+    let statement = agent.cli(&["attestation", "get", id, "--json"]).ok();
+    assert!(statement.contains("\"token\""), "by its token: {statement}");
+    let (again, problem) = http(&network, "POST", claims, Some(&token), "{}");
+    assert_eq!(again, 401, "a token is good once: {problem}");
+    let path = format!("/v1/sandboxes/{id}?force=true");
+    assert_eq!(
+        http(&network, "DELETE", &path, Some(&other.token(&audience, "7")), "").0,
+        404,
+        "another's is not there"
+    );
+    assert_eq!(http(&network, "DELETE", &path, Some(&ours.token(&audience, "8")), "").0, 200);
     agent.clear();
 }
 

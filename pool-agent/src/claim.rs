@@ -30,6 +30,11 @@ use crate::store::{StoreError, TakeRequest, Taken};
 /// How long a claim may take where its caller does not say.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Whoever has a member in hand that a claim took lets it go within so many moments.
+const LETS_GO: u32 = 200;
+/// A moment.
+const MOMENT: Duration = Duration::from_millis(5);
+
 /// For whom, and how that is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
@@ -172,10 +177,10 @@ async fn take(
     loop {
         let freed = queue.ready.notified(); // before the look, or a member that comes between is missed
         let ready = match ports.store.take(&asked(ports.now())).await {
-            Ok(Taken::Taken(member)) => match ports.hands.take(&member.id) {
-                Some(hand) => return Ok((*member, hand, true)),
-                None => return Err(ClaimError::BindFailed(format!("{} is being taken down", member.id))),
-            },
+            Ok(Taken::Taken(member)) => {
+                let hand = in_hand(ports, &member).await?;
+                return Ok((*member, hand, true));
+            }
             Ok(Taken::AlreadyTaken(member)) => return again(ports, *member).await,
             Ok(Taken::Empty { ready }) => ready,
             Ok(Taken::Draining) => return Err(ClaimError::Draining(pool.name.clone())),
@@ -199,6 +204,17 @@ async fn take(
             }
         }
     }
+}
+
+/// A member that is the claim's, in hand. Somebody may just be finding out that it is not to be evicted any more.
+async fn in_hand(ports: &Ports, member: &Sandbox) -> Result<Hand, ClaimError> {
+    for _ in 0..LETS_GO {
+        if let Some(hand) = ports.hands.take(&member.id) {
+            return Ok(hand);
+        }
+        tokio::time::sleep(MOMENT).await;
+    }
+    Err(ClaimError::BindFailed(format!("somebody has {} in hand", member.id)))
 }
 
 /// The same claim, once more: what became of it, or its continuation.

@@ -94,6 +94,11 @@ pub struct Limits {
     /// How long one may take to be made.
     #[serde(with = "humantime_serde")]
     pub spawn: Duration,
+    /// A sandbox's output is kept up to this, in bytes: of more the end.
+    pub log_bytes: u64,
+    /// The output of a sandbox that is gone is kept so long.
+    #[serde(with = "humantime_serde")]
+    pub keep_logs: Duration,
     /// Between SIGTERM and SIGKILL when a sandbox is ended.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
@@ -197,6 +202,8 @@ impl Default for Limits {
             free_memory_bytes: 512 << 20,
             warming: 4,
             spawn: Duration::from_secs(120),
+            log_bytes: 16 << 20,
+            keep_logs: Duration::from_secs(24 * 3600),
             grace: Duration::from_secs(10),
         }
     }

@@ -13,6 +13,7 @@ use crate::api::{self, Api};
 use crate::config::{self, Config, ConfigError};
 use crate::containerd::grpc::BadNamespace;
 use crate::containerd::{self, Containerd};
+use crate::logs;
 use crate::metrics::Metrics;
 use crate::network::Cni;
 use crate::network::conflist::{BadConflist, Conflist};
@@ -183,6 +184,9 @@ async fn expire(ports: Arc<Ports>, sandboxes: SandboxManager) {
         due.tick().await;
         if let Err(error) = recovery::expire(&ports).await {
             tracing::warn!(%error, "what has expired is not known");
+        }
+        if let Err(error) = logs::tidy(&ports).await {
+            tracing::warn!(%error, "the sandboxes' output is not tidied");
         }
         if let Err(error) = sandboxes.count().await {
             tracing::warn!(%error, "sandboxes are not counted");

@@ -262,7 +262,11 @@ async fn follow(log: &Path, at: &mut u64, to: &mpsc::Sender<Frame>) -> io::Resul
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         file => file?,
     };
-    if file.metadata().await?.len() <= *at {
+    let length = file.metadata().await?.len();
+    if length < *at {
+        *at = 0; // it was trimmed: it goes on at its start
+    }
+    if length <= *at {
         return Ok(false);
     }
     file.seek(io::SeekFrom::Start(*at)).await?;

@@ -21,6 +21,7 @@ pub mod warming;
 pub mod admission;
 pub mod ending;
 pub mod exec;
+pub mod logs;
 pub mod making;
 pub mod ports;
 pub mod recovery;

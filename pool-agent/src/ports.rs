@@ -54,9 +54,14 @@ impl Ports {
         Shim::connect(&address.map_err(|e| ShimError::NotFound(e.to_string()))?).await
     }
 
+    /// Where all output is kept.
+    pub fn logs(&self) -> PathBuf {
+        self.root.lib().join("logs")
+    }
+
     /// Where a sandbox's output is kept.
     pub fn log(&self, id: &SandboxId) -> PathBuf {
-        self.root.lib().join("logs").join(format!("{id}.log"))
+        self.logs().join(format!("{id}.log"))
     }
 }
 

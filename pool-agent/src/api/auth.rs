@@ -10,7 +10,7 @@ use trust::id::{AgentId, BackendName};
 use trust::identity::registry::Registry;
 use trust::identity::replay::SeenTokens;
 use trust::identity::token::{Rules, unverified_subject};
-use trust::identity::{self, Binder, Permission};
+use trust::identity::{self, Binder, Permission, Word};
 use trust::sandbox_api::Proven;
 
 use super::problem::Problem;
@@ -77,6 +77,18 @@ impl Auth {
         let claim = identity::Claim { agent: Some(&agent), token: Some(token), backend: &backend };
         binder.bind(claim).await.map_err(|e| refused(&e.to_string()))?;
         Ok(Who::Agent(agent))
+    }
+
+    /// Whether an agent that the operator names may have a sandbox of this backend: asked before a member is taken for it.
+    pub async fn known(&self, agent: &AgentId, backend: Backend) -> Result<(), Problem> {
+        let refused = |why: String| {
+            Problem::new(StatusCode::FORBIDDEN, "identity-rejected", format!("ClaimError::IdentityRejected({why:?})"))
+                .hint("check the agent: creto-runtime-cli agent list")
+        };
+        let binder = self.binder.as_ref().map_err(|why| refused(why.clone()))?;
+        let backend: BackendName = backend.name().parse().map_err(|e: trust::id::BadId| refused(e.to_string()))?;
+        let word = Word { agent: Some(agent), by_token: true, backend: &backend };
+        binder.vouched(word).await.map(drop).map_err(|e| refused(e.to_string()))
     }
 
     /// The same, where the node's operator alone may.

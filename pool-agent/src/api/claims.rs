@@ -3,6 +3,7 @@
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::{Extension, Json};
+use trust::sandbox_api::Proven;
 
 use super::Api;
 use super::auth::Via;
@@ -22,6 +23,9 @@ pub async fn claim(
     let name = named(&name)?;
     let backend = api.pools.get(&name).await?.template.spec.backend;
     let caller = api.auth.who(via, &headers, backend).await?.caller(request.agent.clone())?;
+    if let (Proven::Operator, Some(agent)) = (caller.proven, &caller.agent) {
+        api.auth.known(agent, backend).await?;
+    }
     // In a task of its own: a caller that goes away must not drop the undo.
     let pools = api.pools.clone();
     let claimed = tokio::spawn(async move { pools.claim(&name, &request, &caller).await }).await;
