@@ -103,7 +103,7 @@ fn http(status: &str, kind: &str, body: &str) -> String {
 #[test]
 fn a_decision_point_that_lies_or_flaps_lets_nothing_through_that_it_does_not_plainly_allow() {
     let egress = "[authz]\nkind = \"authzen\"\nurl = \"http://127.0.0.1:7\"\ndeadline = \"2s\"\nttl = \"1s\"\n\
-                  negative_ttl = \"100ms\"\nbreaker_failures = 10000\n";
+                  negative_ttl = \"100ms\"\nbreaker_failures = 1000\n";
     let network = Network::with(Setup::default(), &[("asked", POLICY)], egress);
     let said = Arc::new(Mutex::new(String::new()));
     answer(network.host.inside(|| std::net::TcpListener::bind("127.0.0.1:7").unwrap()), said.clone());

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
+use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use trust::clock::SystemClock;
 use trust::id::{AgentId, BackendName};
@@ -90,12 +92,18 @@ impl Auth {
         let word = Word { agent: Some(agent), by_token: true, backend: &backend };
         binder.vouched(word).await.map(drop).map_err(|e| refused(e.to_string()))
     }
+}
 
-    /// The same, where the node's operator alone may.
-    pub async fn operator(&self, via: Via) -> Result<(), Problem> {
-        match via {
-            Via::Socket => Ok(()),
-            Via::Tcp => Err(Problem::new(
+/// That the node's operator asks. Looked at before a body is read.
+pub struct Operator;
+
+impl<S: Sync> FromRequestParts<S> for Operator {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        match parts.extensions.get::<Via>() {
+            Some(Via::Socket) => Ok(Self),
+            Some(Via::Tcp) | None => Err(Problem::new(
                 StatusCode::FORBIDDEN,
                 "operator-only",
                 "this is for the node's operator, over /run/creto/pool-agent.sock",

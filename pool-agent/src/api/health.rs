@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
-use axum::{Extension, Json};
 
 use super::Api;
-use super::auth::Via;
+use super::auth::Operator;
 use super::input::Body;
 use super::problem::Problem;
 use super::types::{Health, HealthStatus, Runtime};
@@ -87,11 +87,10 @@ pub async fn runtimes(State(api): State<Api>) -> Result<Json<BTreeMap<String, Ru
 
 pub async fn set_runtime(
     State(api): State<Api>,
-    Extension(via): Extension<Via>,
+    _: Operator,
     Path(name): Path<String>,
     Body(asked): Body<Runtime>,
 ) -> Result<Json<Runtime>, Problem> {
-    api.auth.operator(via).await?;
     let backend: Backend = name.parse().map_err(|e| Problem::new(StatusCode::NOT_FOUND, "runtime-not-found", e))?;
     let drain = drain(&api.ports.node, backend);
     api.ports.store.set_drained(&drain, asked.drained).await.map_err(crate::error::SpawnError::Store)?;

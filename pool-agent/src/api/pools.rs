@@ -1,13 +1,13 @@
 //! `/v1/warm-pools`.
 
+use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::{Extension, Json};
 use serde::Deserialize;
 use trust::id::PoolName;
 
 use super::Api;
-use super::auth::Via;
+use super::auth::Operator;
 use super::input::{Asked, Body};
 use super::problem::Problem;
 use super::types::{Ended, Eviction, PoolRequest, PoolStats, PoolUpdate, Pools};
@@ -29,10 +29,9 @@ pub async fn list(State(api): State<Api>) -> Result<Json<Pools>, Problem> {
 
 pub async fn create(
     State(api): State<Api>,
-    Extension(via): Extension<Via>,
+    _: Operator,
     Body(asked): Body<PoolRequest>,
 ) -> Result<(StatusCode, Json<Pool>), Problem> {
-    api.auth.operator(via).await?;
     let PoolRequest { name, template, scaling } = asked;
     let created_at = api.ports.now();
     let pool = Pool { name, template, scaling, draining: false, origin: Origin::Api, created_at, revision: 0 };
@@ -49,42 +48,27 @@ pub async fn stats(State(api): State<Api>, Path(name): Path<String>) -> Result<J
 
 pub async fn update(
     State(api): State<Api>,
-    Extension(via): Extension<Via>,
+    _: Operator,
     Path(name): Path<String>,
     Body(update): Body<PoolUpdate>,
 ) -> Result<Json<Pool>, Problem> {
-    api.auth.operator(via).await?;
     Ok(Json(api.pools.update(&named(&name)?, &update).await?))
 }
 
-pub async fn delete(
-    State(api): State<Api>,
-    Extension(via): Extension<Via>,
-    Path(name): Path<String>,
-) -> Result<StatusCode, Problem> {
-    api.auth.operator(via).await?;
+pub async fn delete(State(api): State<Api>, _: Operator, Path(name): Path<String>) -> Result<StatusCode, Problem> {
     api.pools.delete(&named(&name)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub async fn drain(
-    State(api): State<Api>,
-    Extension(via): Extension<Via>,
-    Path(name): Path<String>,
-) -> Result<Json<PoolStats>, Problem> {
-    set_draining(&api, via, &name, true).await
+pub async fn drain(State(api): State<Api>, _: Operator, Path(name): Path<String>) -> Result<Json<PoolStats>, Problem> {
+    set_draining(&api, &name, true).await
 }
 
-pub async fn enable(
-    State(api): State<Api>,
-    Extension(via): Extension<Via>,
-    Path(name): Path<String>,
-) -> Result<Json<PoolStats>, Problem> {
-    set_draining(&api, via, &name, false).await
+pub async fn enable(State(api): State<Api>, _: Operator, Path(name): Path<String>) -> Result<Json<PoolStats>, Problem> {
+    set_draining(&api, &name, false).await
 }
 
-async fn set_draining(api: &Api, via: Via, name: &str, draining: bool) -> Result<Json<PoolStats>, Problem> {
-    api.auth.operator(via).await?;
+async fn set_draining(api: &Api, name: &str, draining: bool) -> Result<Json<PoolStats>, Problem> {
     let name = named(name)?;
     api.pools.drain(&name, draining).await?;
     Ok(Json(api.pools.stats(&name).await?))
@@ -92,20 +76,18 @@ async fn set_draining(api: &Api, via: Via, name: &str, draining: bool) -> Result
 
 pub async fn evict(
     State(api): State<Api>,
-    Extension(via): Extension<Via>,
+    _: Operator,
     Path(name): Path<String>,
     Body(Eviction { count }): Body<Eviction>,
 ) -> Result<Json<Ended>, Problem> {
-    api.auth.operator(via).await?;
     Ok(Json(Ended { sandboxes: api.pools.evict(&named(&name)?, count).await? }))
 }
 
 pub async fn spawn(
     State(api): State<Api>,
-    Extension(via): Extension<Via>,
+    _: Operator,
     Path(name): Path<String>,
 ) -> Result<(StatusCode, Json<Sandbox>), Problem> {
-    api.auth.operator(via).await?;
     let (pools, name) = (api.pools.clone(), named(&name)?);
     let made = tokio::spawn(async move { pools.spawn(&name).await }).await;
     let made = made.map_err(|e| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", e))?;

@@ -8,7 +8,7 @@ use axum::{Extension, Json};
 use serde::Deserialize;
 
 use super::Api;
-use super::auth::Via;
+use super::auth::{Operator, Via};
 use super::input::{Asked, Body};
 use super::problem::Problem;
 use super::types::{Ended, SandboxView, Sandboxes, SpawnRequest};
@@ -81,10 +81,9 @@ pub async fn terminate(
 
 pub async fn terminate_all(
     State(api): State<Api>,
-    Extension(via): Extension<Via>,
+    _: Operator,
     Asked(how): Asked<How>,
 ) -> Result<Json<Ended>, Problem> {
-    api.auth.operator(via).await?;
     Ok(Json(Ended { sandboxes: api.sandboxes.terminate_all(how.manner()).await? }))
 }
 
