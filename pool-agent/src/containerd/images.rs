@@ -12,7 +12,8 @@ use serde::de::DeserializeOwned;
 use trust::digest::Digest;
 
 use super::grpc::{BOOKS, failed, locked};
-use super::{Accounts, Containerd, ContainersError, Progress, accounts, reference};
+use super::{Accounts, Containerd, ContainersError, Progress, accounts};
+use crate::image::ImageRef;
 
 /// A manifest or config is no larger; the registries' own limit is 4 MiB.
 const DOCUMENT: usize = 8 << 20;
@@ -129,7 +130,7 @@ pub(super) struct Layer {
 
 impl Containerd {
     pub(super) async fn find_or_pull(&self, reference: &str, progress: Progress) -> Result<Image, ContainersError> {
-        let name = reference::normalise(reference)?;
+        let name = reference.parse::<ImageRef>()?.full();
         let lease = self.lease().await?;
         let image = async {
             let content = match self.local(&name).await? {

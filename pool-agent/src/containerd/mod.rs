@@ -1,7 +1,7 @@
 //! What the node asks of containerd: images, containers with their task, events. [`Containers`] says it in our words,
 //! [`Containerd`](grpc::Containerd) asks the real one.
 //!
-//! Top-down: [`grpc`] the connection and what its errors mean · [`images`] name → image, by [`reference`], [`pull`] (with
+//! Top-down: [`grpc`] the connection and what its errors mean · [`images`] name → image, by [`pull`] (with
 //! [`credentials`]) and [`unpack`] · [`tasks`] container and task, and their undo, with [`stdio`] · [`stats`] · [`events`] · [`spec`] image and wishes →
 //! OCI spec, with [`accounts`] for its user. Not here: the network ([`crate::network`]), the order of a spawn ([`crate::spawn`]).
 
@@ -14,13 +14,14 @@ use async_trait::async_trait;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
+use crate::image::BadImage;
+
 pub mod accounts;
 pub mod credentials;
 pub mod events;
 pub mod grpc;
 pub mod images;
 mod pull;
-pub mod reference;
 pub mod spec;
 pub mod stats;
 pub mod stdio;
@@ -185,7 +186,7 @@ pub enum Refusal {
 pub enum ContainersError {
     /// A name that no image can have.
     #[error(transparent)]
-    Reference(#[from] reference::BadReference),
+    Reference(#[from] BadImage),
     /// No registry has it.
     #[error("image {0} is not found: check its name and tag, or import it (ctr -n creto image import)")]
     ImageNotFound(String),
