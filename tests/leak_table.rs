@@ -78,6 +78,23 @@ fn failed(answer: &Value) -> bool {
     answer.get("failed").is_some()
 }
 
+/// A TLS 1.2 ClientHello in one record, in hex, for this name (RFC 5246, RFC 6066); with an `encrypted_client_hello` (RFC 9849) on request.
+fn client_hello(name: &str, ech: bool) -> String {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let sized = |body: &str| format!("{:04x}{body}", body.len() / 2);
+    let extension = |number: &str, body: &str| format!("{number}{}", sized(body));
+    let mut extensions = extension("0000", &sized(&format!("00{}", sized(&hex(name.as_bytes())))));
+    extensions += &extension("000a", &sized("001d0017"));
+    extensions += &extension("000d", &sized("040308040401"));
+    if ech {
+        extensions +=
+            &extension("fe0d", &format!("000001000107{}{}", sized(&"22".repeat(32)), sized(&"33".repeat(16))));
+    }
+    let ciphers = sized("c02bc02fc02cc030");
+    let body = format!("0303{}00{ciphers}0100{}", "11".repeat(32), sized(&extensions));
+    format!("160301{}", sized(&format!("01{:06x}{body}", body.len() / 2)))
+}
+
 /// It was refused, not left hanging.
 fn refused_at_once(answer: &Value) -> bool {
     answer["failed"].as_str().is_some_and(|why| why != "timeout") && answer["ms"].as_f64().unwrap() < 1500.0
@@ -234,6 +251,9 @@ fn leak_table(name: &str) {
     attack.inside("the other one", &[json!(["tls", cdn, "b.cdn.creto.net"])], failed);
     attack.inside("no SNI", &[json!(["tls", cdn, ""])], failed);
     attack.inside("SNI of another allowed name", &[json!(["tls", cdn, "open.creto.net"])], failed);
+    let hello = |ech| json!(["hello", cdn, 443, [client_hello("a.cdn.creto.net", ech)]]);
+    attack.inside("a ClientHello made by hand", &[hello(false)], got("got 1603"));
+    attack.inside("the same with ECH", &[hello(true)], failed);
     attack.inside("Host of another name", &[json!(["http", cdn, "b.cdn.creto.net"])], forbidden);
     attack.inside("an allowed name, another port", &[tcp(&open_at, 22), tcp(&open_at, 853)], refused_at_once);
     attack.inside(
