@@ -73,9 +73,12 @@ impl Exits {
     /// Of so many it is known.
     const KEPT: usize = 4096;
 
-    /// One has ended, with this exit code.
+    /// One has ended, with this exit code. The first counts: what is taken down after its command's end is killed, and exits, too.
     pub fn note(&self, id: &SandboxId, status: u32) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.iter().any(|(ended, _)| ended == id) {
+            return;
+        }
         if all.len() == Self::KEPT {
             all.pop_front();
         }
@@ -85,7 +88,7 @@ impl Exits {
     /// With which it ended.
     pub fn of(&self, id: &SandboxId) -> Option<u32> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().rev().find(|(ended, _)| ended == id).map(|(_, status)| *status)
+        all.iter().find(|(ended, _)| ended == id).map(|(_, status)| *status)
     }
 }
 
@@ -133,6 +136,17 @@ impl Drop for Hand {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sandbox_ends_once() {
+        let (exits, id): (_, SandboxId) = (Exits::default(), "a".parse().unwrap());
+        assert_eq!(exits.of(&id), None);
+        exits.note(&id, 7);
+        exits.note(&id, 137);
+        assert_eq!(exits.of(&id), Some(7));
+        (0..Exits::KEPT).for_each(|n| exits.note(&format!("b{n}").parse().unwrap(), 0));
+        assert_eq!(exits.of(&id), None, "of the last ones alone");
+    }
 
     #[test]
     fn one_hand_at_a_time() {
