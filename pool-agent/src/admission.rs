@@ -18,7 +18,7 @@ pub async fn admit(ports: &Ports, backend: Backend) -> Result<(), SpawnError> {
         Some(Some(backend)) => return Err(SpawnError::BackendDrained(backend)),
         None => {}
     }
-    let filter = Filter { node: Some(ports.node.clone()), ..Filter::default() };
+    let filter = Filter::of_node(&ports.node);
     let there = ports.store.sandboxes(&filter).await.map_err(SpawnError::Store)?.len();
     let limits = &ports.config.limits;
     if there >= limits.sandboxes {

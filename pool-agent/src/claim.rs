@@ -94,7 +94,7 @@ async fn all(
         }
     };
     let bound_at = began.elapsed();
-    let expires_at = [spec.ttl, spec.max_lifetime].into_iter().flatten().min().map(|after| ports.now().plus(after));
+    let expires_at = spec.lifetime().map(|after| ports.now().plus(after));
     let fence = bound.ruleset.parse().map_or(Fence::Sealed, Fence::Ruleset);
     let change = Change {
         agent: caller.agent.clone(),
@@ -167,7 +167,7 @@ async fn take(
     };
     let queue = pools.queue(&pool.name);
     // Whoever came before is served before; a claim that does not wait does not stand in line either.
-    let mut place = match request.on_empty {
+    let _place = match request.on_empty {
         OnEmpty::Wait => match tokio::time::timeout(patience, queue.line.lock()).await {
             Ok(place) => Some(place),
             Err(_) => return Err(ClaimError::Timeout { waited: began.elapsed(), ready: 0 }),
@@ -198,7 +198,6 @@ async fn take(
                 pools.look();
                 let left = patience.saturating_sub(began.elapsed());
                 if tokio::time::timeout(left, freed).await.is_err() {
-                    place.take();
                     return Err(ClaimError::Timeout { waited: began.elapsed(), ready });
                 }
             }

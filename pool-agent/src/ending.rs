@@ -1,6 +1,7 @@
 //! The end of a sandbox: its record says so first, then what runs is asked to end, then all of it is taken away, then the record
 //! goes. Killed in between, the agent finds the record at its next start and goes on from there.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -30,6 +31,19 @@ pub async fn end(ports: &Ports, hand: &Hand, input: Input, manner: Manner) -> Re
     let ended = mark(ports, hand, input).await?;
     finish(ports, hand, manner).await?;
     Ok(ended)
+}
+
+/// The same, that nobody waits for; nothing where somebody has it in hand. What is left where it fails is found by the next look.
+pub fn end_soon(ports: &Arc<Ports>, id: &SandboxId, input: Input, manner: Manner) {
+    let Some(hand) = ports.hands.take(id) else { return };
+    let ports = ports.clone();
+    tokio::spawn(async move {
+        match end(&ports, &hand, input, manner).await {
+            Ok(_) => {}
+            Err(StoreError::WrongPhase(why)) => tracing::debug!(%why, "it is not taken down"), // a claim was faster
+            Err(error) => tracing::warn!(sandbox = %hand.id(), %error, "it is not taken down yet"),
+        }
+    });
 }
 
 /// Its record says that it ends: from here on nobody gets it, and whoever finds the record goes on.

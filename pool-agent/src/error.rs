@@ -92,6 +92,22 @@ pub enum ClaimError {
 /// An error's row: for programs, for HTTP, for people.
 struct Row(&'static str, u16, &'static str);
 
+// What both may come to.
+const IDENTITY_REJECTED: Row = Row(
+    "identity-rejected",
+    403,
+    "check the agent: creto-runtime-cli agent list; and that its token is fresh and for this node",
+);
+const POLICY_INVALID: Row = Row("policy-invalid", 422, "check the policy: creto-runtime-cli network-policy lint");
+const SECRET_UNAVAILABLE: Row =
+    Row("secret-unavailable", 422, "check [secrets] in runtime.toml, and that the secret is this agent's");
+const EGRESS_UNAVAILABLE: Row = Row("egress-unavailable", 503, "start it: systemctl start creto-egress");
+const STORE_UNAVAILABLE: Row = Row(
+    "store-unavailable",
+    503,
+    "check the agent's database: creto-runtime-cli health; with etcd: etcdctl endpoint health",
+);
+
 impl SpawnError {
     /// Stable, for programs: the end of the `type` of RFC 9457, and the cause by which a pool's attempts are counted.
     pub fn code(&self) -> &'static str {
@@ -136,18 +152,10 @@ impl SpawnError {
                 503,
                 "terminate sandboxes, shrink pools or add memory: creto-runtime-cli list --sort-by memory_usage --descending",
             ),
-            Self::IdentityRejected(_) => Row(
-                "identity-rejected",
-                403,
-                "check the agent: creto-runtime-cli agent list; and that its token is fresh and for this node",
-            ),
-            Self::PolicyInvalid(_) => {
-                Row("policy-invalid", 422, "check the policy: creto-runtime-cli network-policy lint")
-            }
-            Self::SecretUnavailable(_) => {
-                Row("secret-unavailable", 422, "check [secrets] in runtime.toml, and that the secret is this agent's")
-            }
-            Self::EgressUnavailable(_) => Row("egress-unavailable", 503, "start it: systemctl start creto-egress"),
+            Self::IdentityRejected(_) => IDENTITY_REJECTED,
+            Self::PolicyInvalid(_) => POLICY_INVALID,
+            Self::SecretUnavailable(_) => SECRET_UNAVAILABLE,
+            Self::EgressUnavailable(_) => EGRESS_UNAVAILABLE,
             Self::NetworkUnavailable(_) => {
                 Row("network-unavailable", 503, "check the CNI configuration and plugins of the node")
             }
@@ -162,13 +170,10 @@ impl SpawnError {
                 Row("timeout", 504, "try again; where it stays slow, look at the node's load: creto-runtime-cli top")
             }
             Self::Interrupted => Row("interrupted", 503, "try again: creto-runtime.service was restarted meanwhile"),
-            Self::Store(_) => Row(STORE, 503, STORE_HINT),
+            Self::Store(_) => STORE_UNAVAILABLE,
         }
     }
 }
-
-const STORE: &str = "store-unavailable";
-const STORE_HINT: &str = "check the agent's database: creto-runtime-cli health; with etcd: etcdctl endpoint health";
 
 impl ClaimError {
     /// Stable, for programs: the end of the `type` of RFC 9457.
@@ -200,18 +205,10 @@ impl ClaimError {
                 503,
                 "use another pool or node, or end the drain: creto-runtime-cli pool enable POOL",
             ),
-            Self::IdentityRejected(_) => Row(
-                "identity-rejected",
-                403,
-                "check the agent: creto-runtime-cli agent list; and that its token is fresh and for this node",
-            ),
-            Self::PolicyInvalid(_) => {
-                Row("policy-invalid", 422, "check the policy: creto-runtime-cli network-policy lint")
-            }
-            Self::SecretUnavailable(_) => {
-                Row("secret-unavailable", 422, "check [secrets] in runtime.toml, and that the secret is this agent's")
-            }
-            Self::EgressUnavailable(_) => Row("egress-unavailable", 503, "start it: systemctl start creto-egress"),
+            Self::IdentityRejected(_) => IDENTITY_REJECTED,
+            Self::PolicyInvalid(_) => POLICY_INVALID,
+            Self::SecretUnavailable(_) => SECRET_UNAVAILABLE,
+            Self::EgressUnavailable(_) => EGRESS_UNAVAILABLE,
             Self::BindFailed(_) => {
                 Row("bind-failed", 503, "claim again; where it goes on, look at the log of creto-runtime.service")
             }
@@ -221,7 +218,7 @@ impl ClaimError {
                 "use a new idempotency key for each claim, and the same one only to repeat it",
             ),
             Self::Spawn(error) => error.row(),
-            Self::Store(_) => Row(STORE, 503, STORE_HINT),
+            Self::Store(_) => STORE_UNAVAILABLE,
         }
     }
 }

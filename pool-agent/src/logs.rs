@@ -26,7 +26,7 @@ pub enum TidyError {
 
 /// Trims what is too long, and removes what is kept too long.
 pub async fn tidy(ports: &Ports) -> Result<(), TidyError> {
-    let there = ports.store.sandboxes(&Filter { node: Some(ports.node.clone()), ..Filter::default() }).await?;
+    let there = ports.store.sandboxes(&Filter::of_node(&ports.node)).await?;
     let there: BTreeSet<String> = there.into_iter().map(|sandbox| sandbox.id.to_string()).collect();
     let (dir, limits) = (ports.logs(), ports.config.limits.clone());
     let tidied = tokio::task::spawn_blocking(move || {

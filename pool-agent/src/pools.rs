@@ -342,7 +342,7 @@ impl WarmPoolManager {
     async fn stats_of(&self, pool: &Pool) -> Result<PoolStats, PoolError> {
         let ports = self.ports();
         let now = ports.now();
-        let there = ports.store.sandboxes(&Filter { node: Some(ports.node.clone()), ..Filter::default() }).await?;
+        let there = ports.store.sandboxes(&Filter::of_node(&ports.node)).await?;
         let of = |phase| there.iter().filter(move |s| s.phase == phase && s.is_member_of(&pool.name));
         let claimed = there.iter().filter(|s| matches!(s.phase, Phase::Claimed | Phase::Running));
         let minutes = ports.store.claims(&pool.name, &ports.node, target::window_start(now)).await?;

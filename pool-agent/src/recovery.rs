@@ -7,7 +7,7 @@ use std::sync::Arc;
 use trust::id::SandboxId;
 
 use crate::containerd::{Container, ContainersError, Status, TaskEvent};
-use crate::ending::{Manner, end, finish, mark};
+use crate::ending::{Manner, end_soon, finish, mark};
 use crate::making::unmake;
 use crate::pool::member::Input;
 use crate::pools::WarmPoolManager;
@@ -54,7 +54,7 @@ pub async fn agree(pools: &WarmPoolManager) -> Result<(), RecoveryError> {
     let ports = pools.ports();
     let containers: BTreeMap<String, Container> =
         ports.maker.containers.list(None).await?.into_iter().map(|c| (c.id.clone(), c)).collect();
-    let filter = Filter { node: Some(ports.node.clone()), ..Filter::default() };
+    let filter = Filter::of_node(&ports.node);
     let records = ports.store.sandboxes(&filter).await?;
     let known: BTreeSet<String> = records.iter().map(|sandbox| sandbox.id.to_string()).collect();
     for sandbox in &records {
@@ -91,16 +91,6 @@ pub async fn agree(pools: &WarmPoolManager) -> Result<(), RecoveryError> {
     Ok(())
 }
 
-fn take_down(ports: &Arc<Ports>, id: &SandboxId, input: Input) {
-    let Some(hand) = ports.hands.take(id) else { return };
-    let ports = ports.clone();
-    tokio::spawn(async move {
-        if let Err(error) = end(&ports, &hand, input, Manner::Forced).await {
-            tracing::warn!(sandbox = %hand.id(), %error, "it is not taken down yet");
-        }
-    });
-}
-
 /// Hears of sandboxes that end by themselves, for as long as it is awaited; makes all agree first, and after each time that
 /// containerd was away.
 pub async fn listen(pools: WarmPoolManager) {
@@ -123,7 +113,7 @@ pub async fn listen(pools: WarmPoolManager) {
                     Some(_) => Input::failed("exited", message),
                     None => continue,
                 };
-                take_down(ports, &id, input);
+                end_soon(ports, &id, input, Manner::Forced);
                 pools.look();
             }
             TaskEvent::OutOfMemory { id } => {
@@ -135,18 +125,12 @@ pub async fn listen(pools: WarmPoolManager) {
 
 /// Ends what has lived as long as it may; asked now and then.
 pub async fn expire(ports: &Arc<Ports>) -> Result<(), StoreError> {
-    let filter = Filter { node: Some(ports.node.clone()), phase: Some(Phase::Running), ..Filter::default() };
+    let filter = Filter { phase: Some(Phase::Running), ..Filter::of_node(&ports.node) };
     let now = ports.now();
     for sandbox in ports.store.sandboxes(&filter).await? {
         if sandbox.expires_at.is_some_and(|at| at <= now) {
-            let Some(hand) = ports.hands.take(&sandbox.id) else { continue };
-            let ports = ports.clone();
-            tokio::spawn(async move {
-                let input = Input::ended("expired", "its time to live is over");
-                if let Err(error) = end(&ports, &hand, input, Manner::Graceful).await {
-                    tracing::warn!(sandbox = %hand.id(), %error, "it has expired, and is not taken down yet");
-                }
-            });
+            let input = Input::ended("expired", "its time to live is over");
+            end_soon(ports, &sandbox.id, input, Manner::Graceful);
         }
     }
     Ok(())

@@ -75,11 +75,10 @@ impl SandboxManager {
         let hand = ports.hands.take(&id).ok_or_else(|| SpawnError::NameTaken(id.to_string()))?;
         let mut wished = Sandbox::wished(id.clone(), ports.node.clone(), None, request.spec, ports.now());
         (wished.name, wished.agent) = (request.name, agent);
-        let expires = [wished.spec.ttl, wished.spec.max_lifetime].into_iter().flatten().min();
         let wished = ports.store.insert(&wished).await.map_err(SpawnError::Store)?;
         match make(ports, &wished, First::Workload).await {
             Ok(made) => {
-                let expires_at = expires.map(|after| ports.now().plus(after));
+                let expires_at = wished.spec.lifetime().map(|after| ports.now().plus(after));
                 let change = Change { attestation: made.attestation, expires_at, ..Change::default() };
                 ports.metrics.spawned(backend.name(), began.elapsed());
                 let started = ports.store.advance(&id, Input::Started(made.fence), change, ports.now()).await;
@@ -159,7 +158,7 @@ impl SandboxManager {
 
     /// Ends all sandboxes of this node that somebody has: members that wait are their pools'.
     pub async fn terminate_all(&self, manner: Manner) -> Result<Vec<SandboxId>, SandboxError> {
-        let filter = Filter { node: Some(self.ports.node.clone()), ..Filter::default() };
+        let filter = Filter::of_node(&self.ports.node);
         let mut ends = tokio::task::JoinSet::new();
         for sandbox in self.ports.store.sandboxes(&filter).await? {
             if sandbox.pool.is_some() && sandbox.claim.is_none() && manner == Manner::Graceful {
@@ -200,7 +199,7 @@ impl SandboxManager {
 
     /// How many sandboxes are in each phase, for the metrics.
     pub async fn count(&self) -> Result<(), SandboxError> {
-        let filter = Filter { node: Some(self.ports.node.clone()), ..Filter::default() };
+        let filter = Filter::of_node(&self.ports.node);
         let all = self.ports.store.sandboxes(&filter).await?;
         let count = |phase: Phase| (phase.name(), all.iter().filter(|s| s.phase == phase).count());
         self.ports.metrics.count_sandboxes(&Phase::ALL.map(count));

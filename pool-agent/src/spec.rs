@@ -75,6 +75,11 @@ pub struct SandboxSpec {
 }
 
 impl SandboxSpec {
+    /// It ends by itself so long after it begins to run, if it does.
+    pub fn lifetime(&self) -> Option<Duration> {
+        [self.ttl, self.max_lifetime].into_iter().flatten().min()
+    }
+
     /// The image, and nothing else asked for.
     pub fn of(image: ImageRef) -> Self {
         Self {

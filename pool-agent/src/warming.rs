@@ -7,7 +7,7 @@ use trust::clock::Timestamp;
 use trust::id::SandboxId;
 
 use crate::admission::{admit, drained};
-use crate::ending::{Manner, end, give_up};
+use crate::ending::{Manner, end_soon, give_up};
 use crate::error::SpawnError;
 use crate::making::{First, fresh_id, make};
 use crate::metrics::PoolCounts;
@@ -64,19 +64,22 @@ impl WarmPoolManager {
     /// What no pool's plan looks at: members of a pool that is no more, and what is left of cold spawns.
     async fn look_at_leftovers(&self, pools: &[Pool]) -> Result<(), PoolError> {
         let ports = self.ports();
-        let filter = Filter { node: Some(ports.node.clone()), ..Filter::default() };
+        let filter = Filter::of_node(&ports.node);
         for sandbox in ports.store.sandboxes(&filter).await? {
             let planned = pools.iter().any(|pool| sandbox.is_member_of(&pool.name));
             if planned || ports.hands.has(&sandbox.id) {
                 continue;
             }
             match sandbox.phase {
-                Phase::Ready => {
-                    self.take_down(&sandbox.id, Input::evicted("evicted-pool-deleted", "its pool was deleted"))
-                }
+                Phase::Ready => end_soon(
+                    self.ports(),
+                    &sandbox.id,
+                    Input::evicted("evicted-pool-deleted", "its pool was deleted"),
+                    Manner::Forced,
+                ),
                 Phase::Warming | Phase::Failed | Phase::Terminating => {
                     let why = if sandbox.phase == Phase::Warming { Why::Interrupted } else { Why::Over };
-                    self.take_down(&sandbox.id, Input::swept(why.code(), why.sentence()));
+                    end_soon(self.ports(), &sandbox.id, Input::swept(why.code(), why.sentence()), Manner::Forced);
                 }
                 Phase::Claimed | Phase::Running => {}
             }
@@ -96,19 +99,13 @@ impl WarmPoolManager {
                     Err(error) => self.failed(pool, None, &error, began).await,
                 }
             }
-            Act::Evict(id, why) => self.take_down(&id, Input::evicted(why.code(), why.sentence())),
-            Act::Remove(id, why) => self.take_down(&id, Input::swept(why.code(), why.sentence())),
-        }
-    }
-
-    fn take_down(&self, id: &SandboxId, input: Input) {
-        let Some(hand) = self.ports().hands.take(id) else { return };
-        let ports = self.ports().clone();
-        tokio::spawn(async move {
-            if let Err(error) = end(&ports, &hand, input, Manner::Forced).await {
-                tracing::debug!(sandbox = %hand.id(), %error, "it is not taken down"); // a claim was faster
+            Act::Evict(id, why) => {
+                end_soon(self.ports(), &id, Input::evicted(why.code(), why.sentence()), Manner::Forced)
             }
-        });
+            Act::Remove(id, why) => {
+                end_soon(self.ports(), &id, Input::swept(why.code(), why.sentence()), Manner::Forced)
+            }
+        }
     }
 
     /// The record of one more member, in hand: from here on it counts.

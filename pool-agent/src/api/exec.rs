@@ -102,6 +102,7 @@ pub async fn attach(
     Ok(upgraded(upgrade, |_, to| async move { exec::attached(&api.ports, &id, to).await }))
 }
 
+/// A sandbox that whoever asks may have to do with.
 pub async fn allowed(api: &Api, via: Via, headers: &HeaderMap, id: &str) -> Result<Sandbox, Problem> {
     let who = api.auth.who(via, headers, Backend::Gvisor).await?;
     let sandbox = api.sandboxes.find(id).await?;

@@ -35,7 +35,7 @@ fn tar(words: &[&str]) -> Command {
     Command { args, ..Command::default() }
 }
 
-/// A file or a directory, under its own name. A path that is not there ends the stream early: its tar says so in the last frame.
+/// A file or a directory, under its own name. Where its tar fails the stream ends early.
 pub async fn get(
     State(api): State<Api>,
     Extension(via): Extension<Via>,

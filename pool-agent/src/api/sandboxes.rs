@@ -9,13 +9,13 @@ use serde::Deserialize;
 
 use super::Api;
 use super::auth::{Operator, Via};
+use super::exec::allowed;
 use super::input::{Asked, Body};
 use super::problem::Problem;
 use super::types::{Ended, SandboxView, Sandboxes, SpawnRequest};
 use crate::ending::Manner;
 use crate::labels::LabelSelector;
 use crate::sandbox::{Phase, Sandbox};
-use crate::spec::Backend;
 use crate::store::Filter;
 
 #[derive(Deserialize)]
@@ -74,8 +74,7 @@ pub async fn terminate(
     headers: HeaderMap,
     Asked(how): Asked<How>,
 ) -> Result<Json<Sandbox>, Problem> {
-    let who = api.auth.who(via, &headers, Backend::Gvisor).await?;
-    who.may(&api.sandboxes.find(&id).await?)?;
+    allowed(&api, via, &headers, &id).await?;
     Ok(Json(api.sandboxes.terminate(&id, how.manner()).await?))
 }
 
@@ -100,8 +99,7 @@ pub async fn logs(
     headers: HeaderMap,
     Asked(Lines { tail }): Asked<Lines>,
 ) -> Result<impl IntoResponse, Problem> {
-    let who = api.auth.who(via, &headers, Backend::Gvisor).await?; // what a sandbox writes is its agent's
-    who.may(&api.sandboxes.find(&id).await?)?;
+    allowed(&api, via, &headers, &id).await?; // what a sandbox writes is its agent's
     let text = api.sandboxes.log(&id).await?;
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();

@@ -106,6 +106,11 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// All on a node.
+    pub fn of_node(node: &NodeId) -> Self {
+        Self { node: Some(node.clone()), ..Self::default() }
+    }
+
     /// Members of a pool on a node.
     pub fn members(pool: &PoolName, node: &NodeId) -> Self {
         Self { pool: Some(pool.clone()), node: Some(node.clone()), ..Self::default() }
