@@ -39,6 +39,7 @@ mod pause_resume;
 mod pod;
 mod pull;
 mod quickstart;
+mod readiness;
 mod revocation;
 mod rootfs;
 mod run_exec_attach;

@@ -13,6 +13,7 @@ use trust::sandbox_api::{Bound, Policy, Proven, RebindRequest};
 
 use crate::admission::admit;
 use crate::api::types::{ClaimRequest, Claimed, OnEmpty, Took};
+use crate::causes;
 use crate::ending::give_up;
 use crate::error::{ClaimError, SpawnError};
 use crate::making::{First, fresh_id, make, micros};
@@ -21,6 +22,7 @@ use crate::pool::member::{Change, Input};
 use crate::pool::template::{Mode, Pool};
 use crate::pools::WarmPoolManager;
 use crate::ports::{Hand, Ports};
+use crate::readiness;
 use crate::running::{self, Command};
 use crate::sandbox::{Claim, Fence, Phase, Sandbox};
 use crate::shim::ShimError;
@@ -30,6 +32,8 @@ use crate::store::{StoreError, TakeRequest, Taken};
 /// How long a claim may take where its caller does not say.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// In the place of members that are lost a claim tries so many others.
+const OTHERS: u32 = 4;
 /// Whoever has a member in hand that a claim took lets it go within so many moments.
 const LETS_GO: u32 = 200;
 /// A moment.
@@ -79,18 +83,28 @@ async fn all(
     }
     pools.count_claim(name).await;
 
-    let (member, hand, warm) = take(pools, &pool, request, caller, began).await?;
-    if member.phase == Phase::Running {
-        let took = Took { total: micros(began.elapsed()), ..Took::default() };
-        return Ok(Claimed { sandbox: member, warm, took }); // asked before, and done before
-    }
-    let taken = began.elapsed();
-    let bound = match bind(ports, &member, &spec, caller).await {
-        Ok(bound) => bound,
-        Err(error) => {
-            give_up(ports, &hand, error.code(), error.to_string()).await;
-            pools.look();
-            return Err(error);
+    let mut lost = 0;
+    let (member, hand, warm, taken, bound) = loop {
+        let (member, hand, warm) = take(pools, &pool, request, caller, began).await?;
+        if member.phase == Phase::Running {
+            let took = Took { total: micros(began.elapsed()), ..Took::default() };
+            return Ok(Claimed { sandbox: member, warm, took }); // asked before, and done before
+        }
+        let taken = began.elapsed();
+        match bind(ports, &member, &spec, caller).await {
+            Ok(bound) => break (member, hand, warm, taken, bound),
+            Err(error) => {
+                give_up(ports, &hand, error.code(), error.to_string()).await;
+                pools.look();
+                match error {
+                    // It is the member that cannot be claimed, and nothing of the claim's is in it: another one may do.
+                    ClaimError::MemberLost(why) if lost < OTHERS => {
+                        tracing::warn!(sandbox = %member.id, pool = %name, why, "a member is lost: the claim takes another");
+                        lost += 1;
+                    }
+                    error => return Err(error),
+                }
+            }
         }
     };
     let bound_at = began.elapsed();
@@ -102,6 +116,7 @@ async fn all(
         attestation: bound.statement_digest.parse().ok(),
         expires_at,
         spec: Some(spec.clone()),
+        ..Change::default()
     };
     let input = if warm { Input::Bound } else { Input::Started(fence) };
     let sandbox = ports.store.advance(&member.id, input, change, ports.now()).await.map_err(ClaimError::Store)?;
@@ -251,8 +266,12 @@ async fn cold(
         }
         Err(error) => return Err(ClaimError::Store(error)),
     };
-    let first = First::of_member(pool.template.mode);
-    let made = match tokio::time::timeout(within, make(ports, &wished, first)).await {
+    let first = First::of_member(&pool.template);
+    let made = async {
+        let made = make(ports, &wished, first).await?;
+        readiness::wait(ports, &wished.id, pool.template.readiness.as_ref()).await.map(|()| made)
+    };
+    let made = match tokio::time::timeout(within, made).await {
         Ok(made) => made,
         Err(_) => Err(SpawnError::Timeout { waited: within, step: "making a sandbox for the claim".into() }),
     };
@@ -285,11 +304,9 @@ async fn bind(ports: &Ports, member: &Sandbox, spec: &SandboxSpec, caller: &Call
         pool: claim.pool.to_string(),
         pool_generation: generation,
     };
-    let shim = ports.shim(&member.id).await.map_err(|e| ClaimError::BindFailed(e.to_string()))?;
-    shim.rebind(&request).await.map_err(|error| match error {
-        ShimError::Rejected(why) => ClaimError::IdentityRejected(why),
-        ShimError::Invalid(why) => ClaimError::PolicyInvalid(why),
-        ShimError::Unavailable(why) => ClaimError::EgressUnavailable(why),
-        other => ClaimError::BindFailed(other.to_string()),
-    })
+    let shim = ports.shim(&member.id).await.map_err(|error| match error {
+        ShimError::NotFound(why) => ClaimError::MemberLost(why), // containerd has no such task any more
+        error => causes::of_claim(error),
+    })?;
+    shim.rebind(&request).await.map_err(causes::of_claim)
 }

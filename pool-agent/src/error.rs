@@ -79,6 +79,9 @@ pub enum ClaimError {
     SecretUnavailable(String),
     /// creto-egress does not answer; the member has been destroyed.
     EgressUnavailable(String),
+    /// Neither could the member be claimed any more, nor any that was tried in its place: creto-egress has lost their fences, or their shims are
+    /// gone. They have been destroyed.
+    MemberLost(String),
     /// The member could not be bound to its new identity; it has been destroyed.
     BindFailed(String),
     /// The idempotency key was used before, for another claim than this.
@@ -212,6 +215,11 @@ impl ClaimError {
             Self::BindFailed(_) => {
                 Row("bind-failed", 503, "claim again; where it goes on, look at the log of creto-runtime.service")
             }
+            Self::MemberLost(_) => Row(
+                "member-lost",
+                503,
+                "claim again: the pool makes others; where it goes on, look at the logs of creto-egress and creto-runtime",
+            ),
             Self::KeyReused(_) => Row(
                 "idempotency-key-reused",
                 422,
@@ -263,6 +271,7 @@ impl fmt::Display for ClaimError {
             Self::PolicyInvalid(why) => write!(f, "PolicyInvalid({why:?})"),
             Self::SecretUnavailable(why) => write!(f, "SecretUnavailable({why:?})"),
             Self::EgressUnavailable(why) => write!(f, "EgressUnavailable({why:?})"),
+            Self::MemberLost(why) => write!(f, "MemberLost({why:?})"),
             Self::BindFailed(why) => write!(f, "BindFailed({why:?})"),
             Self::KeyReused(key) => write!(f, "KeyReused({key:?})"),
             Self::Spawn(_) => f.write_str("Spawn"),

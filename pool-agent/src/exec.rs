@@ -15,6 +15,7 @@ use trust::id::SandboxId;
 
 use crate::channels::{Frame, STDIN, Size};
 use crate::containerd::stdio::Fifos;
+use crate::idle::InUse;
 use crate::making::fresh_id;
 use crate::ports::Ports;
 use crate::running::{self, Command, RunError};
@@ -59,6 +60,7 @@ pub struct Session {
     id: String,
     exec: Guard,
     ends: Ends,
+    _in_use: InUse,
 }
 
 /// Where the process's bytes come and go.
@@ -111,6 +113,7 @@ impl Session {
         if command.args.is_empty() {
             return Err(ExecError::NoCommand);
         }
+        let in_use = ports.sessions.begin(&sandbox.id);
         let spec = running::process(&running::config(ports, &sandbox.id)?, command, terminal)?;
         let shim = ports.shim(&sandbox.id).await?;
         let exec = fresh_id("exec").map_err(|e| io::Error::other(e.to_string()))?.to_string();
@@ -151,12 +154,12 @@ impl Session {
             guard.ended = true;
             return Err(error.into());
         }
-        Ok(Self { shim, id, exec: guard, ends: ends? })
+        Ok(Self { shim, id, exec: guard, ends: ends?, _in_use: in_use })
     }
 
     /// Carries both ways until the process has ended and all that it wrote is told. Gives its exit code, or 128 + the signal.
     pub async fn run(self, from: mpsc::Receiver<Frame>, to: mpsc::Sender<Frame>) -> Result<u32, ExecError> {
-        let Self { shim, id, mut exec, ends } = self;
+        let Self { shim, id, mut exec, ends, _in_use } = self;
         let name = exec.exec.clone();
         let process = Process { id: &id, exec: &name };
         let Ends { stdin, stdout, stderr } = ends;
@@ -233,6 +236,7 @@ async fn carry_in(shim: &Shim, process: Process<'_>, mut stdin: Option<pipe::Sen
 
 /// The sandbox's own output, from its beginning, until its command has ended; gives the exit code. Also of one that has ended since.
 pub async fn attached(ports: &Ports, id: &SandboxId, to: mpsc::Sender<Frame>) -> Result<u32, ExecError> {
+    let _in_use = ports.sessions.begin(id);
     let log = ports.log(id);
     let (mut at, mut looks) = (0, 0);
     loop {

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 use trust::digest::Digest;
 use trust::id::{AgentId, SandboxId};
+use trust::refusal;
 
+use crate::causes;
 use crate::containerd::spec::Limits;
 use crate::containerd::{ContainersError, Refusal, Stdio, quietly};
 use crate::error::SpawnError;
 use crate::image::ImageRef;
-use crate::pool::template::Mode;
+use crate::pool::template::{Mode, Probe, Template};
 use crate::ports::Ports;
 use crate::sandbox::{Fence, Sandbox};
 use crate::shim::ShimError;
@@ -34,17 +36,23 @@ pub enum First {
     /// The holder: it waits, with deny-all, for whoever claims it.
     Hold,
     /// The workload, which nobody has claimed yet: with deny-all, too.
-    Unclaimed,
+    Unclaimed {
+        /// The holder is there, and asks from inside whether the workload is ready.
+        asked: bool,
+    },
     /// The workload.
     Workload,
 }
 
 impl First {
     /// Of a member of a pool.
-    pub fn of_member(mode: Mode) -> Self {
-        match mode {
+    pub fn of_member(template: &Template) -> Self {
+        match template.mode {
             Mode::Hold => Self::Hold,
-            Mode::Run => Self::Unclaimed,
+            Mode::Run => {
+                let probe = template.readiness.as_ref().map(|readiness| &readiness.probe);
+                Self::Unclaimed { asked: matches!(probe, Some(Probe::Tcp(_) | Probe::File(_))) }
+            }
         }
     }
 }
@@ -115,7 +123,13 @@ fn wanted(ports: &Ports, sandbox: &Sandbox, first: First) -> Result<Wanted, Spaw
     made.map_err(|e| SpawnError::ResourceExhausted(format!("the directory of {}: {e}", log.display())))?;
     let run = match first {
         First::Hold => Run::Hold(ports.holder.clone()),
-        First::Unclaimed | First::Workload => Run::Command((!spec.command.is_empty()).then(|| spec.command.clone())),
+        First::Unclaimed { .. } | First::Workload => {
+            Run::Command((!spec.command.is_empty()).then(|| spec.command.clone()))
+        }
+    };
+    let mounts = match first {
+        First::Unclaimed { asked: true } => vec![spawn::holder(&ports.holder)],
+        First::Hold | First::Unclaimed { asked: false } | First::Workload => Vec::new(),
     };
     Ok(Wanted {
         id: sandbox.id.clone(),
@@ -128,7 +142,7 @@ fn wanted(ports: &Ports, sandbox: &Sandbox, first: First) -> Result<Wanted, Spaw
         network: spec.network,
         annotations: annotations(spec, sandbox.agent.as_ref(), first),
         labels,
-        mounts: Vec::new(),
+        mounts,
         stdio: Stdio::Log(log),
         runtime: ports.config.containerd.runtime.clone(),
         runtime_path: None,
@@ -150,7 +164,7 @@ fn annotations(spec: &SandboxSpec, agent: Option<&AgentId>, first: First) -> BTr
     if let Some(path) = &spec.runsc_path {
         all.insert(RUNSC_PATH.to_owned(), path.to_string());
     }
-    if first == First::Unclaimed {
+    if let First::Unclaimed { .. } = first {
         all.insert(spawn::CLAIMABLE.to_owned(), "true".to_owned());
         all.insert(spawn::NETWORK_POLICY.to_owned(), spawn::DENY_ALL.to_owned());
     }
@@ -172,6 +186,13 @@ fn annotations(spec: &SandboxSpec, agent: Option<&AgentId>, first: First) -> BTr
 /// What a failed spawn is called.
 fn failure(image: &ImageRef, failed: SpawnFailed) -> SpawnError {
     let step = failed.step;
+    // Of the shim's refusals containerd keeps the message alone.
+    if let Cause::Containers(ContainersError::Refused { message, .. } | ContainersError::Failed { message, .. }) =
+        &failed.cause
+        && let Some((cause, message)) = refusal::Cause::of(message)
+    {
+        return causes::of_spawn(cause, message);
+    }
     match failed.cause {
         Cause::Containers(error) => match error {
             ContainersError::Reference(_) | ContainersError::ImageNotFound(_) => {

@@ -200,9 +200,6 @@ impl WarmPoolManager {
     }
 
     fn check(&self, pool: &Pool) -> Result<(), PoolError> {
-        if pool.template.readiness.is_some() {
-            return Err(BadSpec("readiness: this version asks no probes; leave it out".into()).into());
-        }
         match &pool.template.spec.network_policy {
             Some(policy) => {
                 self.ports().policies.resolve(&policy.to_ref()).map(drop).map_err(|e| PoolError::Policy(e.to_string()))
@@ -362,9 +359,16 @@ impl WarmPoolManager {
             avg_claim_millis: (!took.is_empty())
                 .then(|| took.iter().copied().map(millis).sum::<f64>() / took.len() as f64),
             p99_claim_millis: took.get((took.len() * 99).div_ceil(100).saturating_sub(1)).copied().map(millis),
-            hit_ratio: (known.claims > 0).then(|| known.hits as f64 / known.claims as f64),
+            hit_ratio: known.hit_ratio(),
             oldest_seconds: of(Phase::Ready).map(|s| now.since(s.created_at).as_secs()).max(),
         })
+    }
+}
+
+impl Known {
+    /// Claims that found a member, of all; none where there was none.
+    pub(crate) fn hit_ratio(&self) -> Option<f64> {
+        (self.claims > 0).then(|| self.hits as f64 / self.claims as f64)
     }
 }
 

@@ -8,7 +8,9 @@ use egress::policy::Policies;
 use trust::clock::{Clock, Timestamp};
 use trust::id::{NodeId, SandboxId};
 
+use crate::audit::Drain;
 use crate::config::Config;
+use crate::idle::Sessions;
 use crate::metrics::Metrics;
 use crate::node::Root;
 use crate::shim::{Address, Shim, ShimError};
@@ -37,6 +39,10 @@ pub struct Ports {
     pub holder: PathBuf,
     /// Who works at which sandbox.
     pub hands: Arc<Hands>,
+    /// What drains the node's audit spools.
+    pub audit: Arc<Drain>,
+    /// Who has a session in which sandbox.
+    pub sessions: Arc<Sessions>,
     /// How sandboxes have ended that are gone since.
     pub exits: Exits,
 }

@@ -54,6 +54,9 @@ pub struct Sandbox {
     /// When it ends by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    /// When somebody has used it last, of one with an idle timeout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activity: Option<Activity>,
     /// Counts the changes of this record, from 1; the store's, 0 before it is there.
     #[serde(default)]
     pub revision: u64,
@@ -78,6 +81,7 @@ impl Sandbox {
             changed_at: now,
             ready_at: None,
             expires_at: None,
+            activity: None,
             revision: 0,
         }
     }
@@ -94,6 +98,16 @@ impl Sandbox {
     pub fn is_member_of(&self, pool: &PoolName) -> bool {
         self.pool.as_ref().is_some_and(|member| member.pool == *pool)
     }
+}
+
+/// That a sandbox was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Activity {
+    /// When it was seen.
+    pub at: Timestamp,
+    /// Processor time that it had used by then, in nanoseconds.
+    pub cpu_nanos: u64,
 }
 
 /// Where a sandbox is in its life.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ pub const CLAIMABLE: &str = "creto.dev/claimable";
 pub const NETWORK_POLICY: &str = "creto.dev/network-policy";
 /// A policy that allows nothing.
 pub const DENY_ALL: &str = r#"{"rules":[]}"#;
-/// Where the holder is in a sandbox that is held.
+/// Where the holder is in a sandbox that is held, or asked whether it is ready.
 pub const HOLDER: &str = "/.creto/hold";
 
 /// What a spawn works with.
@@ -278,6 +278,11 @@ impl Ascent<'_> {
     }
 }
 
+/// The holder, as sandboxes see it.
+pub fn holder(program: &Path) -> Bind {
+    Bind { source: program.to_owned(), destination: HOLDER.to_owned(), writable: false }
+}
+
 /// What the spec is told.
 fn wishes(wanted: &Wanted, namespace: &str) -> Wishes {
     let mut wishes = Wishes {
@@ -296,7 +301,7 @@ fn wishes(wanted: &Wanted, namespace: &str) -> Wishes {
         Run::Command(command) => wishes.command = command.clone(),
         Run::Hold(holder) => {
             wishes.command = Some(vec![HOLDER.to_owned()]);
-            wishes.mounts.push(Bind { source: holder.clone(), destination: HOLDER.to_owned(), writable: false });
+            wishes.mounts.push(self::holder(holder));
             wishes.annotations.insert(CLAIMABLE.to_owned(), "true".to_owned());
             wishes.annotations.insert(NETWORK_POLICY.to_owned(), DENY_ALL.to_owned());
         }

@@ -17,6 +17,7 @@ use crate::pool::target;
 use crate::pool::template::Pool;
 use crate::pools::{PoolError, WarmPoolManager};
 use crate::ports::Hand;
+use crate::readiness;
 use crate::sandbox::{Membership, Phase, Sandbox};
 use crate::store::{Failure, Filter};
 
@@ -42,6 +43,8 @@ impl WarmPoolManager {
         self.look_at_leftovers(&pools).await?;
         for pool in &pools {
             let members = ports.store.sandboxes(&Filter::members(&pool.name, &ports.node)).await?;
+            let ready = members.iter().filter(|member| member.phase == Phase::Ready);
+            let oldest = ready.map(|member| now.since(member.created_at)).max();
             let members: Vec<_> = members.iter().filter_map(|s| Member::of(s, ports.hands.has(&s.id))).collect();
             let minutes = ports.store.claims(&pool.name, &ports.node, target::window_start(now)).await?;
             let attempts = self.queue(&pool.name).known().attempts.clone();
@@ -55,6 +58,8 @@ impl WarmPoolManager {
                 claimed: count(Phase::Claimed) + count(Phase::Running),
                 min_ready: pool.scaling.min_ready as usize,
                 claims_per_minute: target::claims_per_minute(&minutes, now),
+                hit_ratio: self.queue(&pool.name).known().hit_ratio(),
+                oldest,
             };
             ports.metrics.count_pool(&pool.name.to_string(), counts);
         }
@@ -123,12 +128,14 @@ impl WarmPoolManager {
     /// Makes a member that was begun, when there is room; it is Ready at the end, or gone.
     pub(crate) async fn warm(&self, pool: &Pool, hand: Hand, began: Timestamp) -> Result<(), SpawnError> {
         let (ports, id) = (self.ports(), hand.id().clone());
-        let _room = self.room().acquire().await.map_err(|_| SpawnError::Interrupted)?;
-        let first = First::of_member(pool.template.mode);
+        let room = self.room().acquire().await.map_err(|_| SpawnError::Interrupted)?;
+        let first = First::of_member(&pool.template);
         let started = Instant::now();
         let done = async {
             let wished = ports.store.sandbox(&id).await.map_err(SpawnError::Store)?.ok_or(SpawnError::Interrupted)?;
             let made = make(ports, &wished, first).await?;
+            drop(room); // a server that is slow to start keeps no other pool waiting
+            readiness::wait(ports, &id, pool.template.readiness.as_ref()).await?;
             let change = Change { attestation: made.attestation, ..Change::default() };
             ports.store.advance(&id, Input::Warmed(made.fence), change, ports.now()).await.map_err(SpawnError::Store)
         };
@@ -138,6 +145,10 @@ impl WarmPoolManager {
                 let queue = self.queue(&pool.name);
                 queue.known().attempts.succeeded();
                 drop(hand);
+                if let Some(status) = ports.exits.of(&id) {
+                    // It ended just then: while it was in hand nobody else could take it down.
+                    end_soon(ports, &id, Input::failed("exited", readiness::ended(status)), Manner::Forced);
+                }
                 queue.ready.notify_one();
                 Ok(())
             }

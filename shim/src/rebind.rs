@@ -12,6 +12,7 @@ use containerd_shim_protos::ttrpc::{self, Code};
 use egress::policy::Document;
 use egress::protocol::PolicyRef;
 use trust::id::PolicyName;
+use trust::refusal::Cause;
 use trust::sandbox_api::{
     self as api, Claim, DESCRIBE, DescribeRequest, Description, Message, Proven, REBIND, RebindRequest, SERVICE,
     UPDATE_POLICY, UpdatePolicyRequest,
@@ -179,17 +180,21 @@ pub fn claim(request: &[u8]) -> Result<(String, Asked), TaskError> {
 fn policy(asked: Option<api::Policy>) -> Result<Option<PolicyRef>, TaskError> {
     let Some(asked) = asked else { return Ok(None) };
     match asked.policy {
-        None => Err(invalid("policy", "empty: name one, or give it as JSON")),
+        None => Err(bad_policy("empty: name one, or give it as JSON")),
         Some(api::policy::Policy::Named(name)) => {
-            let name: PolicyName = name.parse().map_err(|e| invalid("policy", e))?;
+            let name: PolicyName = name.parse().map_err(bad_policy)?;
             Ok(Some(PolicyRef::Named(name.to_string())))
         }
         Some(api::policy::Policy::Inline(json)) => {
-            let policy = serde_json::from_str(&json).map_err(|e| invalid("policy", e))?;
-            Document::from_json_value(&policy).map_err(|e| invalid("policy", e))?;
+            let policy = serde_json::from_str(&json).map_err(bad_policy)?;
+            Document::from_json_value(&policy).map_err(bad_policy)?;
             Ok(Some(PolicyRef::Inline(policy)))
         }
     }
+}
+
+fn bad_policy(why: impl std::fmt::Display) -> TaskError {
+    invalid("policy", why).because(Cause::PolicyInvalid)
 }
 
 fn decode<M: Message + Default>(request: &[u8]) -> Result<M, TaskError> {

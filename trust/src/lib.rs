@@ -11,6 +11,7 @@ pub mod attestation;
 pub mod audit;
 pub mod identity;
 pub mod keys;
+pub mod refusal;
 #[cfg(feature = "sandbox-api")]
 pub mod sandbox_api;
 

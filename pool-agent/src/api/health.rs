@@ -14,8 +14,6 @@ use super::auth::Operator;
 use super::input::Body;
 use super::problem::Problem;
 use super::types::{Health, HealthStatus, Runtime};
-use egress::protocol::Ask;
-
 use crate::admission::drain;
 use crate::config;
 use crate::ports::Ports;
@@ -27,16 +25,18 @@ const OK: &str = "ok";
 
 pub async fn health(State(api): State<Api>) -> (StatusCode, Json<Health>) {
     let ports = &api.ports;
-    let (containerd, store, egress) = tokio::join!(containerd(ports), store(ports), egress(ports));
+    let (containerd, store, egress) = tokio::join!(containerd(ports), store(ports), said(api.egress.fences()));
+    let audit = ports.audit.trouble().unwrap_or_else(|| OK.to_owned());
     let database = match ports.config.store {
         config::Store::Sqlite {} => "sqlite",
         config::Store::Etcd { .. } => "etcd",
     };
-    let components = BTreeMap::from([("containerd", containerd), (database, store), ("egress", egress)]);
+    let components =
+        BTreeMap::from([("audit", audit), ("containerd", containerd), (database, store), ("egress", egress)]);
     let well = |name: &str| components.get(name).is_some_and(|said| said == OK);
-    let status = match (well("containerd") && well(database), well("egress")) {
+    let status = match (well("containerd") && well(database), well("egress") && well("audit")) {
         (true, true) => HealthStatus::Healthy,
-        (true, false) => HealthStatus::Degraded, // sandboxes without a network can be made still
+        (true, false) => HealthStatus::Degraded, // sandboxes without a network can be made still, and records wait
         (false, _) => HealthStatus::Unhealthy,
     };
     let code = match status {
@@ -47,10 +47,10 @@ pub async fn health(State(api): State<Api>) -> (StatusCode, Json<Health>) {
     (code, Json(Health { status, components }))
 }
 
-async fn said<T, E: std::fmt::Display>(asked: impl Future<Output = Result<T, E>>) -> String {
+async fn said<T, E: std::error::Error>(asked: impl Future<Output = Result<T, E>>) -> String {
     match tokio::time::timeout(DEADLINE, asked).await {
         Ok(Ok(_)) => OK.to_owned(),
-        Ok(Err(error)) => error.to_string(),
+        Ok(Err(error)) => trust::chain::chain(&error),
         Err(_) => format!("no answer within {DEADLINE:?}"),
     }
 }
@@ -63,20 +63,13 @@ async fn store(ports: &Ports) -> String {
     said(ports.store.health()).await
 }
 
-async fn egress(ports: &Ports) -> String {
-    let socket = ports.root.egress_socket();
-    said(async move {
-        let asked = tokio::task::spawn_blocking(move || {
-            egress::client::Client::connect(&socket, DEADLINE).and_then(|mut client| client.ask(Ask::List)).map(drop)
-        });
-        asked.await.map_err(|e| e.to_string())?.map_err(|e| trust::chain::chain(&e))
-    })
-    .await
-}
-
 pub async fn metrics(State(api): State<Api>) -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(CONTENT_TYPE, kind)], api.ports.metrics.text(""))
+    let egress = match tokio::time::timeout(DEADLINE, api.egress.metrics()).await {
+        Ok(Ok(text)) => Some(text),
+        Ok(Err(_)) | Err(_) => None, // said by egress_up
+    };
+    ([(CONTENT_TYPE, kind)], api.ports.metrics.text(egress.as_deref()))
 }
 
 pub async fn runtimes(State(api): State<Api>) -> Result<Json<BTreeMap<String, Runtime>>, Problem> {

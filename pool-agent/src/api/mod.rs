@@ -19,8 +19,10 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::{get, post, put};
 
+use crate::egress_controller::EgressController;
 use crate::pools::WarmPoolManager;
 use crate::ports::Ports;
+use crate::runtime::Runtime;
 use crate::sandboxes::SandboxManager;
 use auth::Auth;
 use problem::Problem;
@@ -33,15 +35,17 @@ pub struct Api {
     ports: Arc<Ports>,
     pools: WarmPoolManager,
     sandboxes: SandboxManager,
+    egress: EgressController,
     auth: Arc<Auth>,
 }
 
 impl Api {
-    /// Over these.
-    pub fn new(pools: WarmPoolManager, sandboxes: SandboxManager) -> Self {
-        let ports = pools.ports().clone();
+    /// Over a node.
+    pub fn new(runtime: &Runtime) -> Self {
+        let ports = runtime.ports().clone();
         let auth = Arc::new(Auth::new(&ports));
-        Self { ports, pools, sandboxes, auth }
+        let Runtime { pools, sandboxes, egress, .. } = runtime.clone();
+        Self { ports, pools, sandboxes, egress, auth }
     }
 
     /// All routes.

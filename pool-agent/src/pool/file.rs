@@ -175,6 +175,8 @@ struct WrittenReadiness {
     interval: Option<Duration>,
     #[serde(default, with = "humantime_serde")]
     timeout: Option<Duration>,
+    #[serde(default, with = "humantime_serde")]
+    deadline: Option<Duration>,
 }
 
 fn yes() -> bool {
@@ -223,7 +225,8 @@ impl WrittenReadiness {
         let readiness = Readiness::of(probe);
         let interval = self.interval.unwrap_or(readiness.interval);
         let timeout = self.timeout.unwrap_or(readiness.timeout);
-        Ok(Readiness { interval, timeout, ..readiness })
+        let deadline = self.deadline.unwrap_or(readiness.deadline);
+        Ok(Readiness { interval, timeout, deadline, ..readiness })
     }
 }
 
@@ -301,6 +304,8 @@ mod tests {
             (&format!("{least}network_policy = {{ rules = 1 }}"), &["network_policy", "rules"]),
             (&format!("{least}mode = \"run\"\n[readiness]\ntcp = 80\nfile = \"/a\""), &["readiness", "one of"]),
             (&format!("{least}[readiness]\ntcp = 80"), &["readiness", "mode", "run"]),
+            (&format!("{least}mode = \"run\"\n[readiness]\ntcp = 80\ninterval = \"1ms\""), &["interval", "10ms"]),
+            (&format!("{least}mode = \"run\"\n[readiness]\ntcp = 80\ndeadline = \"0s\""), &["readiness.deadline"]),
             (&format!("{least}backend = \"kata\"\nrunsc_path = \"/a\""), &["runsc_path", "gvisor"]),
             ("image =", &["line 1"]),
         ] {

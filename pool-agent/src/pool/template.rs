@@ -84,7 +84,8 @@ impl TryFrom<WrittenTemplate> for Template {
 
 impl Template {
     /// The same, if its parts fit; for whoever has changed something in it.
-    pub fn checked(self) -> Result<Self, BadSpec> {
+    pub fn checked(mut self) -> Result<Self, BadSpec> {
+        self.readiness = self.readiness.map(Readiness::checked).transpose()?;
         if self.readiness.is_some() && self.mode == Mode::Hold {
             return Err(BadSpec(
                 "readiness: nothing runs that could be asked; give mode = \"run\", or leave it out".into(),
@@ -121,18 +122,37 @@ pub enum Mode {
 pub struct Readiness {
     /// What is asked.
     pub probe: Probe,
-    /// How often.
+    /// So long after an answer it is asked again.
     #[serde(with = "humantime_serde", default = "Readiness::interval")]
     pub interval: Duration,
-    /// After so long a member is given up.
+    /// An answer that takes longer is none.
     #[serde(with = "humantime_serde", default = "Readiness::timeout")]
     pub timeout: Duration,
+    /// After so long a member is given up.
+    #[serde(with = "humantime_serde", default = "Readiness::deadline")]
+    pub deadline: Duration,
 }
 
 impl Readiness {
     /// Asked four times a second, and given up after a minute.
     pub fn of(probe: Probe) -> Self {
-        Self { probe, interval: Self::interval(), timeout: Self::timeout() }
+        Self { probe, interval: Self::interval(), timeout: Self::timeout(), deadline: Self::deadline() }
+    }
+
+    /// The same, if it can be.
+    fn checked(self) -> Result<Self, BadSpec> {
+        let bad = |why: &str| Err(BadSpec(format!("readiness.{why}")));
+        match &self.probe {
+            Probe::Exec(command) if command.is_empty() => return bad("exec: name a program"),
+            Probe::Exec(_) | Probe::Tcp(_) | Probe::File(_) => {}
+        }
+        if self.interval < Duration::from_millis(10) {
+            return bad("interval: give 10ms or more, or members do nothing but answer");
+        }
+        if self.timeout.is_zero() || self.deadline.is_zero() {
+            return bad("timeout and readiness.deadline: give more than nothing, or no member is ever ready");
+        }
+        Ok(self)
     }
 
     fn interval() -> Duration {
@@ -140,11 +160,15 @@ impl Readiness {
     }
 
     fn timeout() -> Duration {
+        Duration::from_secs(5)
+    }
+
+    fn deadline() -> Duration {
         Duration::from_secs(60)
     }
 }
 
-/// What a member is asked, from outside.
+/// What a member is asked, from inside it: nothing gets in through the fence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Probe {
@@ -154,6 +178,16 @@ pub enum Probe {
     Tcp(NonZeroU16),
     /// A file in it is there.
     File(AbsolutePath),
+}
+
+impl std::fmt::Display for Probe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exec(command) => write!(f, "exec {command:?}"),
+            Self::Tcp(port) => write!(f, "tcp {port}"),
+            Self::File(path) => write!(f, "file {path}"),
+        }
+    }
 }
 
 /// How many members there should be. Changes of it make none stale.

@@ -16,6 +16,7 @@ use trust::digest::Digest;
 use trust::id::{AgentId, ClaimId, PoolGeneration, PoolName};
 use trust::identity::Word;
 use trust::identity::workload::Credential;
+use trust::refusal::Cause;
 
 use super::network::{default_policy, digest_of, refusal, unheld};
 use super::statement::Stand;
@@ -190,7 +191,8 @@ impl Bound {
     /// All that may be refused, and changes nothing. With it the sandbox's process.
     async fn look(&self, asked: &Asked, step: &mut &'static str) -> Result<(Heir, i32), TaskError> {
         let word = Word { agent: asked.agent.as_ref(), by_token: asked.by_token, backend: &self.backend };
-        let identity = self.ports.binder.vouched(word).await.map_err(|e| TaskError::Rejected(e.to_string()))?;
+        let rejected = |e: &dyn fmt::Display| TaskError::Rejected(e.to_string()).because(Cause::IdentityRejected);
+        let identity = self.ports.binder.vouched(word).await.map_err(|e| rejected(&e))?;
         *step = "policy";
         let policy = asked.policy.clone().unwrap_or_else(|| default_policy(&identity));
         let digest = digest_of(&self.ports.policies, &policy)?;
