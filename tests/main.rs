@@ -48,4 +48,5 @@ mod spawn;
 mod spawn_interrupted;
 mod stdio;
 mod stock_verifiers;
+mod upkeep;
 mod warm_pool;

@@ -96,6 +96,11 @@ pub fn verifiers() -> PathBuf {
     part_dir("verifiers").join("lib")
 }
 
+/// Prometheus' Python library, with its parser of OpenMetrics.
+pub fn openmetrics() -> PathBuf {
+    part_dir("openmetrics").join("lib")
+}
+
 fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace")
 }

@@ -1,4 +1,4 @@
-//! `audit`: the record of what happened. Until a node agent drains the spools, each verb does so first, under the ledger's own
+//! `audit`: the record of what happened. Each verb drains the spools first, as the node agent does where one runs, under the ledger's own
 //! lock. A ledger that was tampered with takes nothing more, and can still be searched and verified.
 
 use std::fs;

@@ -189,15 +189,26 @@ async fn what_is_refused_changes_nothing_and_the_sandbox_waits_on() {
     let policy = |policy| Asked { policy: Some(policy), ..asked("c-1") };
     let secret = |name: &str| Asked { secrets: vec![SecretRef::File(name.into())], ..asked("c-1") };
     let bad = PolicyRef::Inline(json!({"rules": [{"destination": "*", "action": "Allow"}]}));
-    for (what, asked, broken, revoked, code) in [
-        ("a revoked agent", asked("c-1"), None, true, Code::PERMISSION_DENIED),
-        ("a token of nobody's", nobody(true), None, false, Code::PERMISSION_DENIED),
-        ("no such policy", policy(PolicyRef::Named("nowhere".into())), None, false, Code::INVALID_ARGUMENT),
-        ("a bad policy", policy(bad), None, false, Code::INVALID_ARGUMENT),
-        ("no such secret", secret("other"), None, false, Code::INVALID_ARGUMENT),
-        ("no creto-egress", asked("c-1"), Some(Broken::Down), false, Code::UNAVAILABLE),
-        ("a refusal", asked("c-1"), Some(Broken::Refuses(EgressCode::Kernel)), false, Code::UNAVAILABLE),
-        ("its policy", asked("c-1"), Some(Broken::Refuses(EgressCode::PolicyInvalid)), false, Code::INVALID_ARGUMENT),
+    let refuses = |code| Some(Broken::Refuses(code));
+    let (forbidden, invalid, unavailable) =
+        (Code::PERMISSION_DENIED, Code::INVALID_ARGUMENT, Code::UNAVAILABLE);
+    for (what, asked, broken, revoked, code, cause) in [
+        ("a revoked agent", asked("c-1"), None, true, forbidden, Cause::IdentityRejected),
+        ("a token of nobody's", nobody(true), None, false, forbidden, Cause::IdentityRejected),
+        ("no such policy", policy(PolicyRef::Named("nowhere".into())), None, false, invalid, Cause::PolicyInvalid),
+        ("a bad policy", policy(bad), None, false, invalid, Cause::PolicyInvalid),
+        ("no such secret", secret("other"), None, false, invalid, Cause::SecretUnavailable),
+        ("no creto-egress", asked("c-1"), Some(Broken::Down), false, unavailable, Cause::EgressUnavailable),
+        ("a refusal", asked("c-1"), refuses(EgressCode::Kernel), false, unavailable, Cause::EgressUnavailable),
+        ("its policy", asked("c-1"), refuses(EgressCode::PolicyInvalid), false, invalid, Cause::PolicyInvalid),
+        (
+            "its fence is gone",
+            asked("c-1"),
+            refuses(EgressCode::NoSuchSandbox),
+            false,
+            Code::FAILED_PRECONDITION,
+            Cause::FenceLost,
+        ),
     ] {
         world.revoked.store(revoked, Ordering::SeqCst);
         world.fences.next.lock().unwrap().extend([broken]);
@@ -205,6 +216,8 @@ async fn what_is_refused_changes_nothing_and_the_sandbox_waits_on() {
         let failed = world.bound.claim(asked).await.unwrap_err();
         world.fences.next.lock().unwrap().clear();
         assert_eq!((failed.error.code(), failed.loose), (code, false), "{what}: {}", failed.error);
+        let said = Cause::of(&failed.error.to_string()).map(|(cause, _)| cause);
+        assert_eq!(said, Some(cause), "{what}: {}", failed.error);
         assert_eq!((world.inside(), world.bound.stand()), (before.clone(), first.clone()), "{what}");
         let expected = if code == Code::PERMISSION_DENIED { "IdentityRejected" } else { "SandboxClaimFailed" };
         assert_eq!(events(world.dir.path()).split_off(heard), [expected], "{what}");

@@ -279,6 +279,35 @@ fn only_its_owner_reads_the_ledger() {
 }
 
 #[test]
+fn drainers_that_meet_take_each_record_once() {
+    let mut node = Node::new();
+    let (spools, path, root) = ([node.spool(), node.spool()], node.dir.path().join("audit.db"), node.root());
+    let writing = std::sync::atomic::AtomicUsize::new(spools.len());
+    std::thread::scope(|all| {
+        for spool in &spools {
+            all.spawn(|| {
+                (0..200).for_each(|n| spool.record_all(&About::default(), vec![exec(n), exec(n)]));
+                writing.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+            });
+        }
+        for _ in 0..3 {
+            all.spawn(|| {
+                let (schedule, signer) = (HeadSchedule { records: 100, after: Duration::MAX }, TestSigner::new(NAME, 1));
+                while writing.load(std::sync::atomic::Ordering::SeqCst) > 0 {
+                    let mut ledger = Ledger::open(&path, "node-1").unwrap();
+                    let done = ledger.drain(&Inbox::at(&root), &schedule, &signer, SystemTime::now()).unwrap();
+                    assert_eq!((done.rejected, done.conflicting), (0, 0));
+                }
+            });
+        }
+    });
+    node.drain(1).unwrap();
+    let report = node.verify(&[]);
+    assert_eq!((report.size, report.is_intact(), report.holes), (800, true, vec![]));
+    assert_eq!(Inbox::at(&root).list(1).unwrap(), []);
+}
+
+#[test]
 fn many_that_make_a_ledger_at_once_make_one() {
     for _ in 0..200 {
         let dir = tempfile::tempdir().unwrap();
