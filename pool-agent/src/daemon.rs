@@ -13,7 +13,8 @@ use crate::api::{self, Api};
 use crate::config::{self, Config, ConfigError};
 use crate::containerd::grpc::BadNamespace;
 use crate::containerd::{self, Containerd};
-use crate::logs;
+use crate::events::Events;
+use crate::logs::{self, Logs};
 use crate::metrics::Metrics;
 use crate::network::Cni;
 use crate::network::conflist::{BadConflist, Conflist};
@@ -25,6 +26,7 @@ use crate::sandboxes::SandboxManager;
 use crate::spawn;
 use crate::store::etcd::Etcd;
 use crate::store::sqlite::Sqlite;
+use crate::store::told::Told;
 use crate::store::{Store, StoreError};
 
 /// What has expired is looked for so often.
@@ -129,6 +131,10 @@ async fn open(root: Root) -> Result<Ports, DaemonFailed> {
         config::Store::Sqlite {} => Arc::new(Sqlite::open(&root.database())?),
         config::Store::Etcd { endpoints } => Arc::new(Etcd::connect(endpoints).await?),
     };
+    let mut run = [0; 4];
+    doing("a random number", getrandom::fill(&mut run).map_err(io::Error::other))?;
+    let events = Arc::new(Events::new(u32::from_ne_bytes(run)));
+    let store = Arc::new(Told::new(store, events.clone()));
     let settings = containerd::Settings {
         namespace: config.containerd.namespace.clone(),
         snapshotter: config.containerd.snapshotter.clone(),
@@ -155,6 +161,8 @@ async fn open(root: Root) -> Result<Ports, DaemonFailed> {
         holder: holder(config.holder.clone())?,
         hands: Arc::new(Hands::default()),
         exits: Exits::default(),
+        events,
+        logs: Arc::new(Logs::new(root.lib().join("logs"))),
         root,
         config,
     })

@@ -20,6 +20,7 @@ pub mod warming;
 
 pub mod admission;
 pub mod ending;
+pub mod events;
 pub mod exec;
 pub mod logs;
 pub mod making;

@@ -9,6 +9,8 @@ use trust::clock::{Clock, Timestamp};
 use trust::id::{NodeId, SandboxId};
 
 use crate::config::Config;
+use crate::events::Events;
+use crate::logs::Logs;
 use crate::metrics::Metrics;
 use crate::node::Root;
 use crate::shim::{Address, Shim, ShimError};
@@ -39,6 +41,10 @@ pub struct Ports {
     pub hands: Arc<Hands>,
     /// How sandboxes have ended that are gone since.
     pub exits: Exits,
+    /// What sandboxes have written.
+    pub logs: Arc<Logs>,
+    /// What happens to sandboxes.
+    pub events: Arc<Events>,
 }
 
 impl Ports {
@@ -54,14 +60,9 @@ impl Ports {
         Shim::connect(&address.map_err(|e| ShimError::NotFound(e.to_string()))?).await
     }
 
-    /// Where all output is kept.
-    pub fn logs(&self) -> PathBuf {
-        self.root.lib().join("logs")
-    }
-
     /// Where a sandbox's output is kept.
     pub fn log(&self, id: &SandboxId) -> PathBuf {
-        self.logs().join(format!("{id}.log"))
+        self.logs.path(id)
     }
 }
 

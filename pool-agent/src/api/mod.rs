@@ -3,10 +3,12 @@
 
 pub mod auth;
 mod claims;
+mod events;
 mod exec;
 mod files;
 mod health;
 mod input;
+mod logs;
 mod pools;
 pub mod problem;
 mod sandboxes;
@@ -51,7 +53,7 @@ impl Api {
             .route("/metrics", get(health::metrics))
             .route("/v1/sandboxes", get(sandboxes::list).post(sandboxes::spawn).delete(sandboxes::terminate_all))
             .route("/v1/sandboxes/{id}", get(sandboxes::get).delete(sandboxes::terminate))
-            .route("/v1/sandboxes/{id}/logs", get(sandboxes::logs))
+            .route("/v1/sandboxes/{id}/logs", get(logs::logs))
             .route("/v1/sandboxes/{id}/files", get(files::get).put(files::put))
             .route("/v1/sandboxes/{id}/exec", get(exec::exec))
             .route("/v1/sandboxes/{id}/attach", get(exec::attach))
@@ -64,6 +66,8 @@ impl Api {
             .route("/v1/warm-pools/{name}/evictions", post(pools::evict))
             .route("/v1/warm-pools/{name}/members", post(pools::spawn))
             .route("/v1/warm-pools/{name}/logs", get(pools::logs))
+            .route("/v1/events", get(events::events))
+            .route("/v1/node", get(health::node).put(health::set_node))
             .route("/v1/runtimes", get(health::runtimes))
             .route("/v1/runtimes/{name}", put(health::set_runtime))
             .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "no-such-path", "there is nothing at this path") })

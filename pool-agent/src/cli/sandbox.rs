@@ -90,6 +90,9 @@ pub struct Logs {
     /// So many lines from the end; without: all that is kept
     #[arg(long, value_name = "LINES")]
     tail: Option<u64>,
+    /// Go on with what it writes, until it ends
+    #[arg(long, short)]
+    follow: bool,
 }
 
 /// Why a sandbox is not as was asked for.
@@ -242,6 +245,7 @@ fn said(ended: &Ended, out: &mut dyn Write) -> Result<(), SandboxError> {
 
 pub(super) fn logs(asked: &Logs, root: &Root, out: &mut dyn Write) -> Result<(), SandboxError> {
     let path = format!("/v1/sandboxes/{}/logs", asked.id);
-    let path = with_query(&path, asked.tail.map(|lines| ("tail", lines.to_string())));
+    let tail = asked.tail.map(|lines| ("tail", lines.to_string()));
+    let path = with_query(&path, tail.into_iter().chain(asked.follow.then(|| ("follow", "true".to_owned()))));
     Ok(block_on(Agent::of(root).copy(&path, out))?)
 }
