@@ -4,17 +4,22 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 
 use crate::harness::images::BUSYBOX;
 use crate::harness::network::Network;
+use crate::harness::nhi::Nhi;
 use crate::harness::pool_agent::PoolAgent;
 use crate::harness::process::Running;
+use crate::harness::trust::Agent;
 use crate::harness::{parts, poll, wait_until};
 use crate::leak_table::{POLICY, backend};
+use crate::warm_pool::http;
 
 /// Where the agent listens, in the node's namespace.
 const TCP: &str = "127.0.0.1:8080";
@@ -194,5 +199,163 @@ fn a_drained_node_takes_no_work_and_what_runs_goes_on() {
     agent.cli(&["enable", "--node"]).ok();
     agent.wait_ready("demo", 2);
     assert_eq!(agent.json(&["health"])["draining"], false);
+    agent.clear();
+}
+
+/// What is left of an answer: its status and all of it.
+fn rest(mut answer: BufReader<TcpStream>) -> (u16, String) {
+    let mut text = String::new();
+    answer.read_to_string(&mut text).unwrap();
+    (text.split(' ').nth(1).unwrap().parse().unwrap(), text)
+}
+
+const HEALTH: &str = "GET /health HTTP/1.1\r\nConnection: close";
+
+#[test]
+fn whoever_asks_too_often_is_told_when_to_come_again_and_nobody_else_is() {
+    let network = Network::with(backend("gvisor"), &[("web", POLICY)], "");
+    let limits = "[api]\nbody = \"1s\"\n[api.rate]\nanonymous = 1\nanonymous_burst = 3\nagent = 1\nagent_burst = 1\n";
+    let agent = PoolAgent::start(&network, limits);
+    let ours = Agent::register(&network.node, "a", 1);
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let token = |jti: &str| ours.token(&format!("creto:{}", host.trim()), jti);
+    let delete = |token: &str| http(&network, "DELETE", "/v1/sandboxes/none", Some(token), "");
+    for what in ["GET /health HTTP/1.1", "DELETE /v1/sandboxes/a HTTP/1.1\r\nAuthorization: Bearer x.y.z"] {
+        let too_often = poll(|| {
+            let (status, text) = rest(ask(&network, &format!("{what}\r\nConnection: close")));
+            (status == 429).then_some(text)
+        });
+        let text = too_often.expect("a limit").to_lowercase();
+        assert!(text.contains("retry-after: 1") && text.contains("problem+json"), "{text}");
+        assert!(text.contains("rate-limited") && text.contains("[api.rate]"), "{text}");
+        agent.cli(&["health"]).ok(); // root has room of its own
+    }
+    // From the same address: a token that counts is not held up by those that do not.
+    assert_eq!(delete(&token("1")).1["code"], "sandbox-not-found");
+    let second = token("2");
+    let (status, problem) = delete(&second);
+    assert!(status == 404 || problem["code"] == "rate-limited", "{problem}");
+    if status == 429 {
+        // It was not used up by that.
+        wait_until("it is let in", || delete(&second).0 == 404);
+    }
+    let slow = poll(|| {
+        let head = format!(
+            "POST /v1/sandboxes HTTP/1.1\r\nContent-Length: 9\r\nConnection: close\r\nAuthorization: Bearer {}",
+            token("3")
+        );
+        let (status, text) = rest(ask(&network, &head));
+        (status != 429).then_some((status, text))
+    });
+    assert!(matches!(slow, Some((408, _))), "{slow:?}");
+    agent.clear();
+}
+
+#[test]
+fn who_finds_no_place_over_tcp_is_told_so_and_the_socket_is_roots() {
+    let network = Network::with(backend("gvisor"), &[("web", POLICY)], "");
+    let agent = PoolAgent::start(&network, "[api]\nconcurrent = 2\nhead = \"1h\"\n");
+    assert_eq!(rest(ask(&network, HEALTH)).0, 200);
+    let connect = || network.host.inside(|| TcpStream::connect(TCP).unwrap());
+    let silent = [connect(), connect()];
+    let refused = poll(|| Some(rest(ask(&network, HEALTH))).filter(|(status, _)| *status == 503)).expect("no place");
+    assert!(
+        refused.1.contains("too-many-callers") && refused.1.to_lowercase().contains("retry-after: 1"),
+        "{refused:?}"
+    );
+    agent.cli(&["health"]).ok();
+    drop(silent);
+    wait_until("there is room again", || rest(ask(&network, HEALTH)).0 == 200);
+    // Of two places one may be a listener's.
+    let mut listener = ask(&network, "GET /v1/events HTTP/1.1");
+    until(&mut listener, ": listening");
+    let (status, text) = rest(ask(&network, "GET /v1/events HTTP/1.1\r\nConnection: close"));
+    assert!(status == 503 && text.contains("too-many-listeners"), "{text}");
+    agent.clear();
+}
+
+/// `/health` over TLS, by whoever trusts this certificate alone.
+fn health_over_tls(network: &Network, trusted: &CertificateDer<'static>) -> Result<String, std::io::Error> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(trusted.clone()).unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = "127.0.0.1".try_into().unwrap();
+    let session = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let stream = network.host.inside(|| TcpStream::connect(TCP).unwrap());
+    let mut stream = rustls::StreamOwned::new(session, stream);
+    write!(stream, "{HEALTH}\r\nHost: creto\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[test]
+fn tls_is_spoken_by_the_nodes_certificate_and_by_another_after_sighup() {
+    let network = Network::with(backend("gvisor"), &[("web", POLICY)], "");
+    let (certificate, key) = (network.node.path("node.pem"), network.node.path("node.key"));
+    let new = || {
+        let new = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        std::fs::write(&certificate, new.cert.pem()).unwrap();
+        std::fs::write(&key, new.signing_key.serialize_pem()).unwrap();
+        new.cert.der().clone()
+    };
+    let first = new();
+    let agent = PoolAgent::start(&network, &format!("[api.tls]\ncertificate = {certificate:?}\nkey = {key:?}\n"));
+    let text = health_over_tls(&network, &first).unwrap();
+    assert!(text.starts_with("HTTP/1.1 200") && text.contains("healthy"), "{text}");
+    let mut plain = ask(&network, HEALTH);
+    let mut text = Vec::new();
+    let _ = plain.read_to_end(&mut text); // an alert, or it is cut off
+    assert!(!text.starts_with(b"HTTP"), "it is not spoken in the clear");
+    let second = new();
+    agent.signal(Signal::SIGHUP);
+    wait_until("the other certificate", || health_over_tls(&network, &second).is_ok());
+    assert!(health_over_tls(&network, &first).is_err());
+    std::fs::write(&key, "nonsense").unwrap();
+    agent.signal(Signal::SIGHUP);
+    wait_until("it is said", || agent.log().contains("the certificate of before goes on"));
+    assert!(health_over_tls(&network, &second).is_ok());
+    agent.clear();
+}
+
+#[test]
+fn over_tcp_agents_are_looked_up_where_the_shim_looks_them_up() {
+    let network = Network::with(backend("gvisor"), &[("web", POLICY)], "");
+    let nhi = network.host.inside(Nhi::start);
+    let certificate = network.node.path("nhi.pem");
+    std::fs::write(&certificate, nhi.certificate()).unwrap();
+    std::fs::write(network.node.path("creto/etc/runtime.toml"), nhi.settings(&certificate)).unwrap();
+    let agent = PoolAgent::start(&network, "");
+    let (known, of_file) = (Agent::unregistered("a", 1), Agent::register(&network.node, "b", 2));
+    let key = json!({"kty": "OKP", "crv": "Ed25519", "x": known.x(), "kid": "k"});
+    nhi.says(&known.id, "200 OK", json!({"creto.dev/agent": known.id, "keys": [key]}).to_string());
+    agent.cli(&["pool", "create", "demo", "--image", BUSYBOX, "--min-ready", "1", "--max-ready", "1"]).ok();
+    agent.wait_ready("demo", 1);
+    let claim = |agent: &Agent, jti: &str| {
+        http(&network, "POST", "/v1/warm-pools/demo/claims", Some(&agent.token("creto:n1", jti)), "{}")
+    };
+    let (status, claimed) = claim(&known, "1");
+    assert_eq!((status, &claimed["sandbox"]["agent"]), (200, &json!(known.id)), "{claimed}");
+    let (status, problem) = claim(&of_file, "2");
+    assert!(status == 401 && problem["detail"].as_str().unwrap().contains("has no such agent"), "{problem}");
+    // By the operator's word, too.
+    agent.wait_ready("demo", 1);
+    agent.cli(&["claim", "demo", "--agent", &known.id]).ok();
+    assert!(agent.cli(&["claim", "demo", "--agent", &of_file.id]).stderr.contains("IdentityRejected"));
+    nhi.says(&known.id, "410 Gone", String::new());
+    let numbers = std::cell::Cell::new(10);
+    wait_until("it is revoked", || {
+        numbers.set(numbers.get() + 1);
+        let (status, problem) = claim(&known, &numbers.get().to_string());
+        status == 401 && problem["detail"].as_str().unwrap().contains("revoked")
+    });
+    network.host.inside(|| drop(nhi));
+    let stranger = Agent::unregistered("c", 3);
+    let (status, problem) = claim(&stranger, "4");
+    assert!(status == 401 && problem["detail"].as_str().unwrap().contains("cannot be looked up"), "{problem}");
     agent.clear();
 }

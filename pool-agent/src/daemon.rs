@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use egress::policy::Policies;
 use tokio::signal::unix::{SignalKind, signal};
+use trust::chain::chain;
 use trust::clock::SystemClock;
 
+use crate::api::tls::BadTls;
 use crate::api::{self, Api};
 use crate::config::{self, Config, ConfigError};
 use crate::containerd::grpc::BadNamespace;
@@ -60,6 +62,9 @@ pub enum DaemonFailed {
     /// Its records.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Its certificate, or the key of that.
+    #[error(transparent)]
+    Tls(#[from] BadTls),
     /// Something of the system's.
     #[error("{doing}")]
     Io {
@@ -75,7 +80,7 @@ pub(crate) fn doing<T>(what: impl Into<String>, result: io::Result<T>) -> Result
     result.map_err(|error| DaemonFailed::Io { doing: what.into(), error })
 }
 
-/// Runs until SIGTERM or SIGINT; SIGHUP reads pools.d again.
+/// Runs until SIGTERM or SIGINT; SIGHUP reads pools.d and the certificate again.
 pub fn run(root: Option<&Path>) -> Result<(), DaemonFailed> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     doing("starting", runtime)?.block_on(serve(Root::new(root)))
@@ -89,6 +94,7 @@ async fn serve(root: Root) -> Result<(), DaemonFailed> {
     let pools = WarmPoolManager::new(ports.clone());
     let sandboxes = SandboxManager::new(ports.clone());
     let listeners = api::listen(&ports).await?;
+    let tls = listeners.tls();
     if let Err(error) = pools.read_files().await {
         tracing::error!(%error, "pools.d is not read");
     }
@@ -112,6 +118,11 @@ async fn serve(root: Root) -> Result<(), DaemonFailed> {
             _ = reload.recv() => {
                 if let Err(error) = pools.read_files().await {
                     tracing::error!(%error, "pools.d is not read");
+                }
+                match tls.as_ref().map(|tls| tls.reload()) {
+                    Some(Err(error)) => tracing::error!(error = chain(&error), "the certificate of before goes on"),
+                    Some(Ok(())) => tracing::info!("the certificate is read again"),
+                    None => {}
                 }
             }
         }

@@ -25,6 +25,7 @@ pub mod exec;
 pub mod logs;
 pub mod making;
 pub mod ports;
+mod pulling;
 pub mod recovery;
 pub mod running;
 

@@ -56,6 +56,12 @@ impl<'a> PoolAgent<'a> {
         assert!(healthy.is_some(), "creto-pool-agent is not healthy; its log:\n{}", self.log());
     }
 
+    /// Sends it a signal that it outlives.
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.process.lock().unwrap().as_ref().expect("it runs").id();
+        kill(Pid::from_raw(pid as i32), signal).unwrap();
+    }
+
     /// Ends it by this signal, and waits for its end.
     pub fn stop(&self, signal: Signal) {
         let mut child = self.process.lock().unwrap().take().expect("it runs");

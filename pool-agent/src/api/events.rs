@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::stream::{self, Stream};
 use serde::Deserialize;
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
 use trust::id::{PoolName, SandboxId};
 
 use super::Api;
 use super::auth::Via;
 use super::input::Asked;
+use super::problem::Problem;
 use crate::events::{Heard, News, Reader};
 
 /// Where nothing happens, a line says so often that the connection is alive.
@@ -35,12 +37,14 @@ struct Listener {
     reader: Reader,
     which: Which,
     via: Via,
+    /// Over TCP, where there is room for some alone.
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Listener {
     fn wants(&self, news: &News) -> bool {
         // Over TCP anybody may look at records, and at nothing else.
-        let open = self.via == Via::Socket || matches!(news, News::Sandbox(_));
+        let open = matches!(self.via, Via::Socket) || matches!(news, News::Sandbox(_));
         open && self.which.sandbox.as_ref().is_none_or(|id| id == news.sandbox())
             && self.which.pool.as_ref().is_none_or(|pool| news.pool() == Some(pool))
     }
@@ -73,7 +77,14 @@ pub async fn events(
     Extension(via): Extension<Via>,
     headers: HeaderMap,
     Asked(which): Asked<Which>,
-) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+    let place = match &via {
+        Via::Socket => None,
+        Via::Tcp(_) => Some(api.listeners.clone().try_acquire_owned().map_err(|_| {
+            let why = "as many listen to events over TCP as may (a fourth of api.concurrent)";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-listeners", why).again_after(ALIVE)
+        })?),
+    };
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()).filter(|value| !value.is_empty());
     // What is no mark of ours is of another run of the agent.
     let reader = match last.map(str::parse) {
@@ -82,11 +93,11 @@ pub async fn events(
         Some(Err(())) => api.ports.events.read_after_a_stranger(),
     };
     let begin = Event::default().comment("listening").retry(AGAIN); // whatever happens from here on is told
-    let news = stream::unfold(Some(Listener { reader, which, via }), async |listener| {
+    let news = stream::unfold(Some(Listener { reader, which, via, _place: place }), async |listener| {
         let mut listener = listener?;
         let (event, is_last) = listener.next().await;
         Some((Ok(event), (!is_last).then_some(listener)))
     });
     let all = futures_util::StreamExt::chain(stream::iter([Ok(begin)]), news);
-    Sse::new(all).keep_alive(KeepAlive::new().interval(ALIVE).text("alive"))
+    Ok(Sse::new(all).keep_alive(KeepAlive::new().interval(ALIVE).text("alive")))
 }

@@ -103,7 +103,8 @@ pub async fn attach(
 /// A sandbox whose output whoever asks may see. A command may have ended before anybody could ask, and its sandbox with it: root is
 /// told what is kept.
 pub async fn has_written(api: &Api, via: Via, headers: &HeaderMap, id: &str) -> Result<SandboxId, Problem> {
-    let ended = id.parse::<SandboxId>().ok().filter(|id| via == Via::Socket && api.ports.exits.of(id).is_some());
+    let ended =
+        id.parse::<SandboxId>().ok().filter(|id| matches!(via, Via::Socket) && api.ports.exits.of(id).is_some());
     match ended {
         Some(id) => Ok(id),
         None => Ok(allowed(api, via, headers, id).await?.id),

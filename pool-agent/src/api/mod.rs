@@ -8,11 +8,14 @@ mod exec;
 mod files;
 mod health;
 mod input;
+pub mod limits;
 mod logs;
 mod pools;
 pub mod problem;
 mod sandboxes;
 pub mod serve;
+mod stall;
+pub mod tls;
 pub mod types;
 
 use std::sync::Arc;
@@ -20,6 +23,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::{get, post, put};
+use tokio::sync::Semaphore;
 
 use crate::pools::WarmPoolManager;
 use crate::ports::Ports;
@@ -36,6 +40,8 @@ pub struct Api {
     pools: WarmPoolManager,
     sandboxes: SandboxManager,
     auth: Arc<Auth>,
+    /// Who listens to events over TCP.
+    listeners: Arc<Semaphore>,
 }
 
 impl Api {
@@ -43,7 +49,8 @@ impl Api {
     pub fn new(pools: WarmPoolManager, sandboxes: SandboxManager) -> Self {
         let ports = pools.ports().clone();
         let auth = Arc::new(Auth::new(&ports));
-        Self { ports, pools, sandboxes, auth }
+        let listeners = Arc::new(Semaphore::new(ports.config.api.concurrent.div_ceil(4)));
+        Self { ports, pools, sandboxes, auth, listeners }
     }
 
     /// All routes.
