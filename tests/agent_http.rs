@@ -359,3 +359,26 @@ fn over_tcp_agents_are_looked_up_where_the_shim_looks_them_up() {
     assert!(status == 401 && problem["detail"].as_str().unwrap().contains("cannot be looked up"), "{problem}");
     agent.clear();
 }
+
+#[test]
+fn a_callers_trace_goes_through_all_that_is_done_for_it() {
+    let network = Network::with(backend("gvisor"), &[("web", POLICY)], "");
+    let agent = PoolAgent::start(&network, "");
+    let ours = Agent::register(&network.node, "a", 1);
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    agent.cli(&["pool", "create", "demo", "--image", BUSYBOX, "--min-ready", "1", "--max-ready", "1"]).ok();
+    agent.wait_ready("demo", 1);
+    let (trace, token) = ("4bf92f3577b34da6a3ce929d0e0e4736", ours.token(&format!("creto:{}", host.trim()), "1"));
+    let (status, text) = rest(ask(
+        &network,
+        &format!(
+            "POST /v1/warm-pools/demo/claims HTTP/1.1\r\nAuthorization: Bearer {token}\r\nContent-Length: 0\r\n\
+             Connection: close\r\nTraceparent: 00-{trace}-00f067aa0ba902b7-01"
+        ),
+    ));
+    assert_eq!(status, 200, "{text}");
+    assert!(text.to_lowercase().contains(&format!("traceresponse: 00-{trace}-")), "{text}");
+    let is_claimed = |line: &str| line.contains(trace) && line.contains("claimed") && line.contains("demo");
+    wait_until("it is logged", || agent.log().lines().any(is_claimed));
+    agent.clear();
+}

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use tracing::Instrument;
 use trust::id::{AgentId, SandboxId};
 
 use crate::admission::admit;
@@ -55,7 +56,7 @@ impl SandboxManager {
     /// Makes a sandbox that runs at once. Goes on to its end, or that of its undo, when nobody waits for it any more.
     pub async fn spawn(&self, request: SpawnRequest, agent: Option<AgentId>) -> Result<Sandbox, SpawnError> {
         let this = self.clone();
-        let spawned = tokio::spawn(async move { this.spawn_here(request, agent).await });
+        let spawned = tokio::spawn(async move { this.spawn_here(request, agent).await }.in_current_span());
         spawned.await.unwrap_or(Err(SpawnError::Interrupted))
     }
 
@@ -148,10 +149,8 @@ impl SandboxManager {
         let sandbox = self.find(id_or_name).await?;
         let hand = self.ports.hands.take(&sandbox.id).ok_or_else(|| SandboxError::Busy(sandbox.id.clone()))?;
         let ports = self.ports.clone();
-        let ended =
-            tokio::spawn(
-                async move { end(&ports, &hand, Input::ended("terminated", "somebody ended it"), manner).await },
-            );
+        let ends = async move { end(&ports, &hand, Input::ended("terminated", "somebody ended it"), manner).await };
+        let ended = tokio::spawn(ends.in_current_span());
         self.looked.lock().unwrap_or_else(PoisonError::into_inner).remove(&sandbox.id);
         Ok(ended.await.unwrap_or(Err(StoreError::NotFound(sandbox.id)))?)
     }

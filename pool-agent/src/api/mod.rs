@@ -16,6 +16,7 @@ mod sandboxes;
 pub mod serve;
 mod stall;
 pub mod tls;
+mod trace;
 pub mod types;
 
 use std::sync::Arc;

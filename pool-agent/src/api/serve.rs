@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tower_service::Service;
+use tracing::Instrument;
 
 use super::Api;
 use super::auth::{Auth, Peer, Via};
@@ -29,6 +30,7 @@ use super::limits::is_open;
 use super::problem::Problem;
 use super::stall::Impatient;
 use super::tls::Tls;
+use super::trace;
 use crate::config;
 use crate::daemon::{DaemonFailed, doing};
 use crate::ports::Ports;
@@ -190,6 +192,16 @@ where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Result<Response, Infallible>> + Send + 'static,
 {
+    let answer = move |request: Request<Incoming>| {
+        let trace = trace::begin(request.method(), request.uri().path(), request.headers());
+        let answered = answer(request);
+        async move {
+            let Some((span, told)) = trace else { return answered.await };
+            let mut response = answered.instrument(span).await?;
+            response.headers_mut().insert("traceresponse", told);
+            Ok::<_, Infallible>(response)
+        }
+    };
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head)
