@@ -4,6 +4,7 @@
 
 mod harness;
 
+mod agent_http;
 mod attestation;
 mod audit;
 mod authz;

@@ -44,9 +44,9 @@ pub fn drained(drains: &[Drain], backend: Backend) -> Option<Option<Backend>> {
     if whole { Some(None) } else { itself.then_some(Some(backend)) }
 }
 
-/// A node's drain, of one backend.
-pub fn drain(node: &NodeId, backend: Backend) -> Drain {
-    Drain { node: node.clone(), backend: Some(backend) }
+/// A node's drain, of one backend or as a whole.
+pub fn drain(node: &NodeId, backend: Option<Backend>) -> Drain {
+    Drain { node: node.clone(), backend }
 }
 
 /// MemAvailable of /proc/meminfo (proc_meminfo(5)), in bytes.
@@ -78,8 +78,8 @@ mod tests {
     #[test]
     fn a_drained_node_is_drained_for_every_backend() {
         let node: NodeId = "n".parse().unwrap();
-        let whole = Drain { node: node.clone(), backend: None };
-        let kata = drain(&node, Backend::Kata);
+        let whole = drain(&node, None);
+        let kata = drain(&node, Some(Backend::Kata));
         for (drains, backend, found) in [
             (vec![], Backend::Gvisor, None),
             (vec![kata.clone()], Backend::Gvisor, None),

@@ -4,7 +4,9 @@ use std::io;
 use std::path::Path;
 
 use tokio::signal::unix::{SignalKind, signal};
+use trust::chain::chain;
 
+use crate::api::tls::BadTls;
 use crate::api::{self, Api};
 use crate::node::Root;
 use crate::runtime::{OpenFailed, Runtime};
@@ -15,6 +17,9 @@ pub enum DaemonFailed {
     /// The node is not opened.
     #[error(transparent)]
     Open(#[from] OpenFailed),
+    /// Its certificate, or the key of that.
+    #[error(transparent)]
+    Tls(#[from] BadTls),
     /// Something of the system's.
     #[error("{doing}")]
     Io {
@@ -30,7 +35,7 @@ pub(crate) fn doing<T>(what: impl Into<String>, result: io::Result<T>) -> Result
     result.map_err(|error| DaemonFailed::Io { doing: what.into(), error })
 }
 
-/// Runs until SIGTERM or SIGINT; SIGHUP reads pools.d again.
+/// Runs until SIGTERM or SIGINT; SIGHUP reads pools.d and the certificate again.
 pub fn run(root: Option<&Path>) -> Result<(), DaemonFailed> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     doing("starting", runtime)?.block_on(serve(Root::new(root)))
@@ -43,6 +48,7 @@ async fn serve(root: Root) -> Result<(), DaemonFailed> {
     let runtime = Runtime::open(root).await?;
     let ports = runtime.ports();
     let listeners = api::listen(ports).await?;
+    let tls = listeners.tls();
     runtime.recover().await;
     tokio::spawn({
         let runtime = runtime.clone();
@@ -58,6 +64,11 @@ async fn serve(root: Root) -> Result<(), DaemonFailed> {
             _ = reload.recv() => {
                 if let Err(error) = runtime.pools.read_files().await {
                     tracing::error!(%error, "pools.d is not read");
+                }
+                match tls.as_ref().map(|tls| tls.reload()) {
+                    Some(Err(error)) => tracing::error!(error = chain(&error), "the certificate of before goes on"),
+                    Some(Ok(())) => tracing::info!("the certificate is read again"),
+                    None => {}
                 }
             }
         }

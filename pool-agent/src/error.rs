@@ -149,7 +149,11 @@ impl SpawnError {
                 503,
                 "choose another runtime, or enable it: creto-runtime-cli enable --runtime NAME",
             ),
-            Self::NodeDraining => Row("node-draining", 503, "use another node, or end the drain of this one"),
+            Self::NodeDraining => Row(
+                "node-draining",
+                503,
+                "use another node, or end the drain of this one: creto-runtime-cli enable --node",
+            ),
             Self::ResourceExhausted(_) => Row(
                 "resource-exhausted",
                 503,
@@ -206,7 +210,7 @@ impl ClaimError {
             Self::Draining(_) => Row(
                 "pool-draining",
                 503,
-                "use another pool or node, or end the drain: creto-runtime-cli pool enable POOL",
+                "use another pool or node, or end the drain: creto-runtime-cli pool enable POOL, enable --runtime NAME, enable --node",
             ),
             Self::IdentityRejected(_) => IDENTITY_REJECTED,
             Self::PolicyInvalid(_) => POLICY_INVALID,

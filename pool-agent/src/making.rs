@@ -10,11 +10,12 @@ use trust::refusal;
 
 use crate::causes;
 use crate::containerd::spec::Limits;
-use crate::containerd::{ContainersError, Refusal, Stdio, quietly};
+use crate::containerd::{ContainersError, Refusal, Stdio};
 use crate::error::SpawnError;
 use crate::image::ImageRef;
 use crate::pool::template::{Mode, Probe, Template};
 use crate::ports::Ports;
+use crate::pulling;
 use crate::sandbox::{Fence, Sandbox};
 use crate::shim::ShimError;
 use crate::spawn::{self, Cause, Run, SpawnFailed, Step, Wanted};
@@ -72,7 +73,7 @@ pub async fn make(ports: &Ports, sandbox: &Sandbox, first: First) -> Result<Made
     let spec = &sandbox.spec;
     let wanted = wanted(ports, sandbox, first)?;
     let within = ports.config.limits.spawn;
-    let spawned = tokio::time::timeout(within, spawn::spawn(&ports.maker, wanted, quietly())).await;
+    let spawned = tokio::time::timeout(within, spawn::spawn(&ports.maker, wanted, pulling::told(ports, sandbox))).await;
     match spawned {
         Ok(Ok(spawned)) => {
             tracing::info!(sandbox = %sandbox.id, backend = %spec.backend, pid = spawned.pid, took = ?began.elapsed(), steps = ?spawned.took, "made")

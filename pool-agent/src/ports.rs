@@ -10,6 +10,8 @@ use trust::id::{NodeId, SandboxId};
 
 use crate::audit::Drain;
 use crate::config::Config;
+use crate::events::Events;
+use crate::logs::Logs;
 use crate::idle::Sessions;
 use crate::metrics::Metrics;
 use crate::node::Root;
@@ -45,6 +47,10 @@ pub struct Ports {
     pub sessions: Arc<Sessions>,
     /// How sandboxes have ended that are gone since.
     pub exits: Exits,
+    /// What sandboxes have written.
+    pub logs: Arc<Logs>,
+    /// What happens to sandboxes.
+    pub events: Arc<Events>,
 }
 
 impl Ports {
@@ -60,14 +66,9 @@ impl Ports {
         Shim::connect(&address.map_err(|e| ShimError::NotFound(e.to_string()))?).await
     }
 
-    /// Where all output is kept.
-    pub fn logs(&self) -> PathBuf {
-        self.root.lib().join("logs")
-    }
-
     /// Where a sandbox's output is kept.
     pub fn log(&self, id: &SandboxId) -> PathBuf {
-        self.logs().join(format!("{id}.log"))
+        self.logs.path(id)
     }
 }
 

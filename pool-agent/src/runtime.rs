@@ -16,8 +16,9 @@ use crate::config::{self, Config, ConfigError};
 use crate::containerd::grpc::BadNamespace;
 use crate::containerd::{self, Containerd};
 use crate::egress_controller::EgressController;
+use crate::events::Events;
 use crate::idle::{Idle, Sessions};
-use crate::logs;
+use crate::logs::{self, Logs};
 use crate::metrics::Metrics;
 use crate::network::Cni;
 use crate::network::conflist::{BadConflist, Conflist};
@@ -29,6 +30,7 @@ use crate::sandboxes::SandboxManager;
 use crate::spawn;
 use crate::store::etcd::Etcd;
 use crate::store::sqlite::Sqlite;
+use crate::store::told::Told;
 use crate::store::{Store, StoreError};
 
 /// What has expired is looked for so often.
@@ -148,6 +150,10 @@ async fn open(root: Root) -> Result<Ports, OpenFailed> {
         config::Store::Sqlite {} => Arc::new(Sqlite::open(&root.database())?),
         config::Store::Etcd { endpoints } => Arc::new(Etcd::connect(endpoints).await?),
     };
+    let mut run = [0; 4];
+    doing("a random number", getrandom::fill(&mut run).map_err(io::Error::other))?;
+    let events = Arc::new(Events::new(u32::from_ne_bytes(run)));
+    let store = Arc::new(Told::new(store, events.clone()));
     let settings = containerd::Settings {
         namespace: config.containerd.namespace.clone(),
         snapshotter: config.containerd.snapshotter.clone(),
@@ -176,6 +182,8 @@ async fn open(root: Root) -> Result<Ports, OpenFailed> {
         hands: Arc::new(Hands::default()),
         sessions: Arc::new(Sessions::default()),
         exits: Exits::default(),
+        events,
+        logs: Arc::new(Logs::new(root.lib().join("logs"))),
         root,
         config,
     })

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tracing::Instrument;
 use trust::id::SandboxId;
 
 use crate::containerd::spec::{self, Bind, Limits, SpecError, Wishes};
@@ -159,7 +160,7 @@ pub enum Cause {
 /// Makes a sandbox, and has it running. Goes on to its end, or to that of the undo, when the caller does not wait for it any more.
 pub async fn spawn(node: &Node, wanted: Wanted, progress: Progress) -> Result<Spawned, SpawnFailed> {
     let (node, id) = (node.clone(), wanted.id.clone());
-    let done = tokio::spawn(async move {
+    let done = async move {
         let mut ascent = Ascent {
             node: &node,
             wanted: &wanted,
@@ -175,7 +176,8 @@ pub async fn spawn(node: &Node, wanted: Wanted, progress: Progress) -> Result<Sp
             Ok((pid, image, network)) => Ok(Spawned { pid, image, network, took }),
             Err(cause) => Err(SpawnFailed { id: wanted.id.clone(), step, cause, took }),
         }
-    });
+    };
+    let done = tokio::spawn(done.in_current_span());
     match done.await {
         Ok(done) => done,
         Err(error) => {

@@ -23,5 +23,6 @@ pub mod digest;
 pub mod https;
 pub mod id;
 pub mod json;
+pub mod rate;
 #[cfg(feature = "ledger")]
 pub mod sqlite;

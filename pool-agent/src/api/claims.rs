@@ -3,6 +3,7 @@
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::{Extension, Json};
+use tracing::Instrument;
 use trust::sandbox_api::Proven;
 
 use super::Api;
@@ -28,6 +29,7 @@ pub async fn claim(
     }
     // In a task of its own: a caller that goes away must not drop the undo.
     let pools = api.pools.clone();
-    let claimed = tokio::spawn(async move { pools.claim(&name, &request, &caller).await }).await;
+    let claim = async move { pools.claim(&name, &request, &caller).await };
+    let claimed = tokio::spawn(claim.in_current_span()).await;
     claimed.unwrap_or_else(|e| Err(ClaimError::BindFailed(e.to_string()))).map(Json).map_err(Problem::from)
 }

@@ -14,6 +14,7 @@ use super::auth::Via;
 use super::problem::Problem;
 use crate::channels::{End, Frame, PROTOCOL};
 use crate::exec::{self, ExecError, Session};
+use crate::logs::Position;
 use crate::running::Command;
 use crate::sandbox::Sandbox;
 use crate::spec::Backend;
@@ -93,13 +94,21 @@ pub async fn attach(
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, Problem> {
-    // A command may have ended before anybody could attach, and its sandbox with it.
-    let ended = id.parse::<SandboxId>().ok().filter(|id| via == Via::Socket && api.ports.exits.of(id).is_some());
-    let id = match ended {
-        Some(id) => id,
-        None => allowed(&api, via, &headers, &id).await?.id,
-    };
-    Ok(upgraded(upgrade, |_, to| async move { exec::attached(&api.ports, &id, to).await }))
+    let id = has_written(&api, via, &headers, &id).await?;
+    Ok(upgraded(upgrade, |_, to| async move {
+        exec::attached(&api.ports, &id, Position::default(), to, Frame::Stdout).await
+    }))
+}
+
+/// A sandbox whose output whoever asks may see. A command may have ended before anybody could ask, and its sandbox with it: root is
+/// told what is kept.
+pub async fn has_written(api: &Api, via: Via, headers: &HeaderMap, id: &str) -> Result<SandboxId, Problem> {
+    let ended =
+        id.parse::<SandboxId>().ok().filter(|id| matches!(via, Via::Socket) && api.ports.exits.of(id).is_some());
+    match ended {
+        Some(id) => Ok(id),
+        None => Ok(allowed(api, via, headers, id).await?.id),
+    }
 }
 
 /// A sandbox that whoever asks may have to do with.

@@ -1,4 +1,4 @@
-//! `/health`, `/metrics` and `/v1/runtimes`: how the node is. Each component is really asked, all at once, with a deadline.
+//! `/health`, `/metrics`, `/v1/node` and `/v1/runtimes`: how the node is. Each component is really asked, all at once, with a deadline.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,11 +13,13 @@ use super::Api;
 use super::auth::Operator;
 use super::input::Body;
 use super::problem::Problem;
-use super::types::{Health, HealthStatus, Runtime};
+use super::types::{Health, HealthStatus, Node, Runtime};
 use crate::admission::drain;
 use crate::config;
+use crate::error::SpawnError;
 use crate::ports::Ports;
 use crate::spec::Backend;
+use crate::store::Drain;
 
 /// Whoever does not answer in time is not well.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -25,7 +27,9 @@ const OK: &str = "ok";
 
 pub async fn health(State(api): State<Api>) -> (StatusCode, Json<Health>) {
     let ports = &api.ports;
-    let (containerd, store, egress) = tokio::join!(containerd(ports), store(ports), said(api.egress.fences()));
+    let drains = async { tokio::time::timeout(DEADLINE, ports.store.drained(&ports.node)).await };
+    let (containerd, store, egress, drains) =
+        tokio::join!(containerd(ports), store(ports), said(api.egress.fences()), drains);
     let audit = ports.audit.trouble().unwrap_or_else(|| OK.to_owned());
     let database = match ports.config.store {
         config::Store::Sqlite {} => "sqlite",
@@ -44,7 +48,8 @@ pub async fn health(State(api): State<Api>) -> (StatusCode, Json<Health>) {
         HealthStatus::Degraded | HealthStatus::Unhealthy => StatusCode::SERVICE_UNAVAILABLE,
     };
     let components = components.into_iter().map(|(name, said)| (name.to_owned(), said)).collect();
-    (code, Json(Health { status, components }))
+    let draining = matches!(drains, Ok(Ok(drains)) if is_whole(&drains));
+    (code, Json(Health { status, components, draining }))
 }
 
 async fn said<T, E: std::error::Error>(asked: impl Future<Output = Result<T, E>>) -> String {
@@ -73,7 +78,7 @@ pub async fn metrics(State(api): State<Api>) -> impl IntoResponse {
 }
 
 pub async fn runtimes(State(api): State<Api>) -> Result<Json<BTreeMap<String, Runtime>>, Problem> {
-    let drains = api.ports.store.drained(&api.ports.node).await.map_err(crate::error::SpawnError::Store)?;
+    let drains = api.ports.store.drained(&api.ports.node).await.map_err(SpawnError::Store)?;
     let drained = |backend: Backend| crate::admission::drained(&drains, backend).is_some();
     Ok(Json(Backend::ALL.map(|backend| (backend.to_string(), Runtime { drained: drained(backend) })).into()))
 }
@@ -85,9 +90,32 @@ pub async fn set_runtime(
     Body(asked): Body<Runtime>,
 ) -> Result<Json<Runtime>, Problem> {
     let backend: Backend = name.parse().map_err(|e| Problem::new(StatusCode::NOT_FOUND, "runtime-not-found", e))?;
-    let drain = drain(&api.ports.node, backend);
-    api.ports.store.set_drained(&drain, asked.drained).await.map_err(crate::error::SpawnError::Store)?;
-    tracing::info!(%backend, drained = asked.drained, "by the operator");
-    api.pools.look();
+    set_drained(&api, Some(backend), asked.drained).await?;
     Ok(Json(asked))
+}
+
+pub async fn node(State(api): State<Api>) -> Result<Json<Node>, Problem> {
+    let drains = api.ports.store.drained(&api.ports.node).await.map_err(SpawnError::Store)?;
+    Ok(Json(Node { node: api.ports.node.clone(), drained: is_whole(&drains) }))
+}
+
+pub async fn set_node(
+    State(api): State<Api>,
+    _: Operator,
+    Body(Runtime { drained }): Body<Runtime>,
+) -> Result<Json<Node>, Problem> {
+    set_drained(&api, None, drained).await?;
+    Ok(Json(Node { node: api.ports.node.clone(), drained }))
+}
+
+fn is_whole(drains: &[Drain]) -> bool {
+    drains.iter().any(|drain| drain.backend.is_none())
+}
+
+async fn set_drained(api: &Api, backend: Option<Backend>, drained: bool) -> Result<(), Problem> {
+    let drain = drain(&api.ports.node, backend);
+    api.ports.store.set_drained(&drain, drained).await.map_err(SpawnError::Store)?;
+    tracing::info!(backend = backend.map(tracing::field::display), drained, "by the operator");
+    api.pools.look();
+    Ok(())
 }

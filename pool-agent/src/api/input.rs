@@ -16,8 +16,12 @@ impl<T: DeserializeOwned> FromRequest<Api> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, api: &Api) -> Result<Self, Problem> {
-        let limit = api.ports.config.api.body_bytes;
-        let bytes = to_bytes(request.into_body(), limit).await.map_err(|_| {
+        let (limit, within) = (api.ports.config.api.body_bytes, api.ports.config.api.body);
+        let bytes = tokio::time::timeout(within, to_bytes(request.into_body(), limit)).await.map_err(|_| {
+            let why = format!("the body took longer than {within:?} (api.body)");
+            Problem::new(StatusCode::REQUEST_TIMEOUT, "body-too-slow", why)
+        })?;
+        let bytes = bytes.map_err(|_| {
             Problem::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "body-too-large",

@@ -3,14 +3,20 @@
 
 pub mod auth;
 mod claims;
+mod events;
 mod exec;
 mod files;
 mod health;
 mod input;
+pub mod limits;
+mod logs;
 mod pools;
 pub mod problem;
 mod sandboxes;
 pub mod serve;
+mod stall;
+pub mod tls;
+mod trace;
 pub mod types;
 
 use std::sync::Arc;
@@ -18,6 +24,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::{get, post, put};
+use tokio::sync::Semaphore;
 
 use crate::egress_controller::EgressController;
 use crate::pools::WarmPoolManager;
@@ -37,6 +44,8 @@ pub struct Api {
     sandboxes: SandboxManager,
     egress: EgressController,
     auth: Arc<Auth>,
+    /// Who listens to events over TCP.
+    listeners: Arc<Semaphore>,
 }
 
 impl Api {
@@ -44,8 +53,9 @@ impl Api {
     pub fn new(runtime: &Runtime) -> Self {
         let ports = runtime.ports().clone();
         let auth = Arc::new(Auth::new(&ports));
+        let listeners = Arc::new(Semaphore::new(ports.config.api.concurrent.div_ceil(4)));
         let Runtime { pools, sandboxes, egress, .. } = runtime.clone();
-        Self { ports, pools, sandboxes, egress, auth }
+        Self { ports, pools, sandboxes, egress, auth, listeners }
     }
 
     /// All routes.
@@ -55,7 +65,7 @@ impl Api {
             .route("/metrics", get(health::metrics))
             .route("/v1/sandboxes", get(sandboxes::list).post(sandboxes::spawn).delete(sandboxes::terminate_all))
             .route("/v1/sandboxes/{id}", get(sandboxes::get).delete(sandboxes::terminate))
-            .route("/v1/sandboxes/{id}/logs", get(sandboxes::logs))
+            .route("/v1/sandboxes/{id}/logs", get(logs::logs))
             .route("/v1/sandboxes/{id}/files", get(files::get).put(files::put))
             .route("/v1/sandboxes/{id}/exec", get(exec::exec))
             .route("/v1/sandboxes/{id}/attach", get(exec::attach))
@@ -68,6 +78,8 @@ impl Api {
             .route("/v1/warm-pools/{name}/evictions", post(pools::evict))
             .route("/v1/warm-pools/{name}/members", post(pools::spawn))
             .route("/v1/warm-pools/{name}/logs", get(pools::logs))
+            .route("/v1/events", get(events::events))
+            .route("/v1/node", get(health::node).put(health::set_node))
             .route("/v1/runtimes", get(health::runtimes))
             .route("/v1/runtimes/{name}", put(health::set_runtime))
             .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "no-such-path", "there is nothing at this path") })

@@ -1,9 +1,10 @@
 //! Errors as the API tells them: RFC 9457 problem details. The one place where an error becomes an HTTP status.
 
 use std::fmt;
+use std::time::Duration;
 
 use axum::http::StatusCode;
-use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use trust::chain::chain;
@@ -33,6 +34,9 @@ pub struct Problem {
     /// What to do next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// After so many seconds it is worth asking again; the header Retry-After, too.
+    #[serde(default, rename = "retryAfter", skip_serializing_if = "Option::is_none")]
+    pub retry_after: Option<u64>,
 }
 
 impl Problem {
@@ -45,12 +49,18 @@ impl Problem {
             code: code.to_owned(),
             detail: detail.to_string(),
             hint: None,
+            retry_after: None,
         }
     }
 
     /// And what to do about it.
     pub fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
+    }
+
+    /// And when to ask again: not before this.
+    pub fn again_after(self, wait: Duration) -> Self {
+        Self { retry_after: Some((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)), ..self }
     }
 }
 
@@ -114,7 +124,11 @@ impl IntoResponse for Problem {
         let status = status(self.status);
         let body = serde_json::to_vec(&self).unwrap_or_default(); // strings and a number: it does not fail
         let kind = [(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"))];
-        (status, kind, body).into_response()
+        let mut response = (status, kind, body).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, seconds.into());
+        }
+        response
     }
 }
 
@@ -133,6 +147,8 @@ mod tests {
                 "code": "pool-not-found", "detail": "there is no pool \"a\"", "hint": "make it"
             })
         );
+        let later = problem.clone().again_after(Duration::from_millis(1200)).into_response();
+        assert_eq!(later.headers()[RETRY_AFTER], "2");
         let response = problem.into_response();
         assert_eq!(
             (response.status().as_u16(), &response.headers()[CONTENT_TYPE]),

@@ -1,9 +1,7 @@
 //! `/v1/sandboxes`.
 
 use axum::extract::{Path, State};
-use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::IntoResponse;
 use axum::{Extension, Json};
 use serde::Deserialize;
 
@@ -84,26 +82,4 @@ pub async fn terminate_all(
     Asked(how): Asked<How>,
 ) -> Result<Json<Ended>, Problem> {
     Ok(Json(Ended { sandboxes: api.sandboxes.terminate_all(how.manner()).await? }))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Lines {
-    tail: Option<usize>,
-}
-
-pub async fn logs(
-    State(api): State<Api>,
-    Extension(via): Extension<Via>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-    Asked(Lines { tail }): Asked<Lines>,
-) -> Result<impl IntoResponse, Problem> {
-    allowed(&api, via, &headers, &id).await?; // what a sandbox writes is its agent's
-    let text = api.sandboxes.log(&id).await?;
-    let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text.lines().collect();
-    let from = tail.map_or(0, |tail| lines.len().saturating_sub(tail));
-    let shown = lines[from..].iter().map(|line| format!("{line}\n")).collect::<String>();
-    Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], shown))
 }

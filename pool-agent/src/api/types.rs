@@ -221,7 +221,16 @@ pub struct Ended {
     pub sandboxes: Vec<trust::id::SandboxId>,
 }
 
-/// `PUT /v1/runtimes/{name}`.
+/// `GET /v1/node`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Node {
+    /// Its name.
+    pub node: trust::id::NodeId,
+    /// Whether it takes no more work.
+    pub drained: bool,
+}
+
+/// `PUT /v1/runtimes/{name}`, `PUT /v1/node`.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Runtime {
@@ -236,6 +245,9 @@ pub struct Health {
     pub status: HealthStatus,
     /// `ok`, or what is wrong, of each.
     pub components: BTreeMap<String, String>,
+    /// An operator has drained the node: it takes no more work, however well it is.
+    #[serde(default)]
+    pub draining: bool,
 }
 
 /// All in all.

@@ -104,6 +104,22 @@ type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// A WebSocket to the agent, its subprotocol agreed on.
 pub type Stream = WebSocketStream<TokioIo<Upgraded>>;
 
+/// An answer that comes bit by bit.
+#[derive(Debug)]
+pub struct Answer(Incoming);
+
+impl Answer {
+    /// The next bit; none at the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, AgentApiError> {
+        while let Some(frame) = self.0.frame().await {
+            if let Ok(bytes) = frame?.into_data() {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+}
+
 /// The agent of a node.
 #[derive(Clone, Debug)]
 pub struct Agent {
@@ -160,13 +176,16 @@ impl Agent {
         }
     }
 
+    /// Asks for something that comes bit by bit.
+    pub async fn listen(&self, path: &str) -> Result<Answer, AgentApiError> {
+        Ok(Answer(self.answer(Method::GET, path, empty()).await?.into_body()))
+    }
+
     /// Asks, and passes on what comes, as it comes.
     pub async fn copy(&self, path: &str, out: &mut dyn Write) -> Result<(), AgentApiError> {
-        let mut body = self.answer(Method::GET, path, empty()).await?.into_body();
-        while let Some(frame) = body.frame().await {
-            if let Ok(bytes) = frame?.into_data() {
-                out.write_all(&bytes).map_err(AgentApiError::Output)?;
-            }
+        let mut answer = self.listen(path).await?;
+        while let Some(bytes) = answer.next().await? {
+            out.write_all(&bytes).and_then(|()| out.flush()).map_err(AgentApiError::Output)?;
         }
         Ok(())
     }

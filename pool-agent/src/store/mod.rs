@@ -12,6 +12,7 @@ pub mod etcd;
 pub mod memory;
 pub mod sqlite;
 mod take;
+pub mod told;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
