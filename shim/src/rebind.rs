@@ -74,9 +74,7 @@ async fn answer(pod: &Arc<Pod>, call: Call, request: &[u8]) -> Result<Vec<u8>, T
             let (sandbox, asked) = claim(request)?;
             let bound = running(pod, &sandbox)?;
             match bound.claim(asked).await {
-                Ok(Claimed { stand, took }) => {
-                    Ok(api::Bound { took: Some(took), ..wire(stand) }.encode_to_vec())
-                }
+                Ok(Claimed { stand, took }) => Ok(api::Bound { took: Some(took), ..wire(stand) }.encode_to_vec()),
                 Err(Failed { error, loose }) => {
                     if loose {
                         tracing::error!(sandbox, "ended, for nobody knows what is in it and around it");

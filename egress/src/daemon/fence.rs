@@ -22,6 +22,9 @@ pub struct Fences {
     settings: Settings,
 }
 
+/// How a fence gets into the kernel: [`Fences::attach`], or [`Fences::change`] where it stands.
+pub type Put = fn(&Fences, Slot, &[Port], &[AddressRule]) -> Result<Digest, FenceError>;
+
 /// Why there is no fence, or none that we know of.
 #[derive(Debug, thiserror::Error)]
 pub enum FenceError {

@@ -67,7 +67,9 @@ impl Netlink {
             question.flags |= NLM_F_ACK;
         }
         let said = self.lock().exchange(std::slice::from_ref(&question), false)?;
-        said.into_iter().next().map_or(Ok(Vec::new()), |said| said.map_err(|error| Refused::new(error, &question).into()))
+        said.into_iter()
+            .next()
+            .map_or(Ok(Vec::new()), |said| said.map_err(|error| Refused::new(error, &question).into()))
     }
 
     /// Asks all of these by one call, and returns what was answered to each, in their order. None may be a dump, of which a socket

@@ -17,14 +17,14 @@ use trust::audit::Event;
 use trust::chain::chain;
 use trust::digest::Digest;
 
-use super::fence::{FenceError, Fences};
+use super::fence::{Fences, Put};
 use super::metrics::Metrics;
 use super::netns::{self, Network, Port};
 use super::recorder::Recorder;
 use super::ruleset::Slot;
 use super::state::{Kept, State};
 use super::worker::{Worker, WorkerError};
-use crate::policy::{AddressRule, CompiledPolicy, Document, Policies, Policy, Rule};
+use crate::policy::{CompiledPolicy, Document, Policies, Policy, Rule};
 use crate::protocol::{
     Attach, Code, Fence, OwnRule, OwnRuleId, PolicyRef, Rebind, Refusal, Reloaded, SandboxKey, Update,
 };
@@ -51,9 +51,6 @@ pub struct Sandboxes {
 }
 
 type Standings = BTreeMap<SandboxKey, Standing>;
-
-/// How a fence gets into the kernel.
-type Put = fn(&Fences, Slot, &[Port], &[AddressRule]) -> Result<Digest, FenceError>;
 
 /// A fence that stands.
 struct Standing {

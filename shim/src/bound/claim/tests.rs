@@ -169,7 +169,9 @@ async fn of_claims_that_come_together_one_gets_the_sandbox() {
     let world = World::waiting(true).await;
     let claims = (0..8).map(|n| {
         let bound = world.bound.clone();
-        tokio::spawn(async move { bound.claim(asked(&format!("c-{}", n / 2))).await.map(|claimed| claimed.stand.digest) })
+        tokio::spawn(
+            async move { bound.claim(asked(&format!("c-{}", n / 2))).await.map(|claimed| claimed.stand.digest) },
+        )
     });
     let mut got = Vec::new();
     for claim in claims.collect::<Vec<_>>() {
