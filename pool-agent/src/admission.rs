@@ -13,13 +13,17 @@ const MEMINFO: &str = "/proc/meminfo";
 
 /// Refuses where a sandbox of this backend may not be made now.
 pub async fn admit(ports: &Ports, backend: Backend) -> Result<(), SpawnError> {
+    let there = ports.store.sandboxes(&Filter::of_node(&ports.node)).await.map_err(SpawnError::Store)?.len();
+    admit_beside(ports, backend, there).await
+}
+
+/// The same, for whoever knows how many sandboxes are on this node.
+pub async fn admit_beside(ports: &Ports, backend: Backend, there: usize) -> Result<(), SpawnError> {
     match drained(&ports.store.drained(&ports.node).await.map_err(SpawnError::Store)?, backend) {
         Some(None) => return Err(SpawnError::NodeDraining),
         Some(Some(backend)) => return Err(SpawnError::BackendDrained(backend)),
         None => {}
     }
-    let filter = Filter::of_node(&ports.node);
-    let there = ports.store.sandboxes(&filter).await.map_err(SpawnError::Store)?.len();
     let limits = &ports.config.limits;
     if there >= limits.sandboxes {
         let why = format!("{there} sandboxes are on this node, which may have {} (limits.sandboxes)", limits.sandboxes);

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use trust::id::{AgentId, ClaimId, PoolName};
+use trust::id::{AgentId, ClaimId};
 use trust::sandbox_api::{Bound, Policy, Proven, RebindRequest};
 
 use crate::admission::admit;
@@ -25,7 +25,7 @@ use crate::ports::{Hand, Ports};
 use crate::readiness;
 use crate::running::{self, Command};
 use crate::sandbox::{Claim, Fence, Phase, Sandbox};
-use crate::shim::ShimError;
+use crate::shim::{Shim, ShimError};
 use crate::spec::{NetworkPolicy, SandboxSpec};
 use crate::store::{StoreError, TakeRequest, Taken};
 
@@ -51,55 +51,53 @@ pub struct Caller {
 /// Hands a member over, or what `request` says where none is ready.
 pub async fn claim(
     pools: &WarmPoolManager,
-    name: &PoolName,
+    pool: &Pool,
     request: &ClaimRequest,
     caller: &Caller,
 ) -> Result<Claimed, ClaimError> {
     let began = Instant::now();
-    let done = all(pools, name, request, caller, began).await;
+    let done = all(pools, pool, request, caller, began).await;
     let outcome = match &done {
         Ok(claimed) if claimed.warm => Outcome::Hit,
         Ok(_) => Outcome::Cold,
         Err(ClaimError::Timeout { .. } | ClaimError::Empty(_)) => Outcome::Empty,
         Err(_) => Outcome::Failed,
     };
-    pools.ports().metrics.claimed(&name.to_string(), outcome, began.elapsed());
+    pools.ports().metrics.claimed(&pool.name.to_string(), outcome, began.elapsed());
     done
 }
 
 async fn all(
     pools: &WarmPoolManager,
-    name: &PoolName,
+    pool: &Pool,
     request: &ClaimRequest,
     caller: &Caller,
     began: Instant,
 ) -> Result<Claimed, ClaimError> {
     let ports = pools.ports();
-    let pool = ports.store.pool(name).await.map_err(ClaimError::Store)?;
-    let pool = pool.ok_or_else(|| ClaimError::PoolNotFound(name.clone()))?;
     let spec = asked(&pool.template.spec, request);
     if let Some(policy) = &spec.network_policy {
         ports.policies.resolve(&policy.to_ref()).map_err(|e| ClaimError::PolicyInvalid(e.to_string()))?;
     }
-    pools.count_claim(name).await;
+    pools.count_claim(&pool.name);
 
     let mut lost = 0;
-    let (member, hand, warm, taken, bound) = loop {
-        let (member, hand, warm) = take(pools, &pool, request, caller, began).await?;
+    let (member, hand, warm, taken, shim, bound) = loop {
+        let (member, hand, warm) = take(pools, pool, request, caller, began).await?;
         if member.phase == Phase::Running {
             let took = Took { total: micros(began.elapsed()), ..Took::default() };
             return Ok(Claimed { sandbox: member, warm, took }); // asked before, and done before
         }
         let taken = began.elapsed();
         match bind(ports, &member, &spec, caller).await {
-            Ok(bound) => break (member, hand, warm, taken, bound),
+            Ok((shim, bound)) => break (member, hand, warm, taken, shim, bound),
             Err(error) => {
                 give_up(ports, &hand, error.code(), error.to_string()).await;
                 pools.look();
                 match error {
                     // It is the member that cannot be claimed, and nothing of the claim's is in it: another one may do.
                     ClaimError::MemberLost(why) if lost < OTHERS => {
-                        tracing::warn!(sandbox = %member.id, pool = %name, why, "a member is lost: the claim takes another");
+                        tracing::warn!(sandbox = %member.id, pool = %pool.name, why, "a member is lost: the claim takes another");
                         lost += 1;
                     }
                     error => return Err(error),
@@ -123,21 +121,24 @@ async fn all(
     let kept = began.elapsed();
     if pool.template.mode == Mode::Hold && !spec.command.is_empty() {
         let command = Command { args: spec.command, env: spec.env, cwd: spec.cwd, user: request.user.clone() };
-        if let Err(error) = running::start(ports, &sandbox.id, &command).await {
+        if let Err(error) = running::start(ports, &shim, &sandbox.id, &command).await {
             give_up(ports, &hand, "start-failed", error.to_string()).await;
             return Err(ClaimError::Spawn(SpawnError::StartFailed(error.to_string())));
         }
-        running::watch(ports, &sandbox.id);
+        running::watch(ports, Some(shim), &sandbox.id);
     }
+    let started = began.elapsed();
     drop(hand);
     pools.look(); // one more is wanted
     let took = Took {
         take: micros(taken),
         bind: micros(bound_at - taken),
         keep: micros(kept - bound_at),
+        start: micros(started - kept),
         total: micros(began.elapsed()),
+        steps: bound.took.unwrap_or_default().into(),
     };
-    tracing::info!(sandbox = %sandbox.id, pool = %name, agent = caller.agent.as_ref().map(tracing::field::display), warm, took = took.total, "claimed");
+    tracing::info!(sandbox = %sandbox.id, pool = %pool.name, agent = caller.agent.as_ref().map(tracing::field::display), warm, took = took.total, "claimed");
     Ok(Claimed { sandbox, warm, took })
 }
 
@@ -288,7 +289,12 @@ async fn cold(
 }
 
 /// The member's shim does it, once; under its claim's id it may be asked again.
-async fn bind(ports: &Ports, member: &Sandbox, spec: &SandboxSpec, caller: &Caller) -> Result<Bound, ClaimError> {
+async fn bind(
+    ports: &Ports,
+    member: &Sandbox,
+    spec: &SandboxSpec,
+    caller: &Caller,
+) -> Result<(Shim, Bound), ClaimError> {
     let claim = member.claim.as_ref().ok_or_else(|| ClaimError::BindFailed("its record names no claim".into()))?;
     let generation = member.pool.as_ref().map(|member| member.generation.to_string()).unwrap_or_default();
     let request = RebindRequest {
@@ -308,5 +314,6 @@ async fn bind(ports: &Ports, member: &Sandbox, spec: &SandboxSpec, caller: &Call
         ShimError::NotFound(why) => ClaimError::MemberLost(why), // containerd has no such task any more
         error => causes::of_claim(error),
     })?;
-    shim.rebind(&request).await.map_err(causes::of_claim)
+    let bound = shim.rebind(&request).await.map_err(causes::of_claim)?;
+    Ok((shim, bound))
 }

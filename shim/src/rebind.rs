@@ -19,7 +19,7 @@ use trust::sandbox_api::{
 };
 
 use crate::bound::Bound;
-use crate::bound::claim::{Asked, Failed, Standing};
+use crate::bound::claim::{Asked, Claimed, Failed, Standing};
 use crate::bound::statement::Stand;
 use crate::error::TaskError;
 use crate::secrets::SecretRef;
@@ -75,7 +75,7 @@ async fn answer(pod: &Arc<Pod>, call: Call, request: &[u8]) -> Result<Vec<u8>, T
             let (sandbox, asked) = claim(request)?;
             let bound = running(pod, &sandbox)?;
             match bound.claim(asked).await {
-                Ok(stand) => Ok(wire(stand).encode_to_vec()),
+                Ok(Claimed { stand, took }) => Ok(api::Bound { took: Some(took), ..wire(stand) }.encode_to_vec()),
                 Err(Failed { error, loose }) => {
                     if loose {
                         tracing::error!(sandbox, "ended, for nobody knows what is in it and around it");
@@ -145,6 +145,7 @@ fn wire(Stand { statement, digest, workload, policy, fence }: Stand) -> api::Bou
         policy_digest: policy.to_string(),
         generation: fence.map_or(0, |(generation, _)| generation),
         ruleset: fence.map(|(_, ruleset)| ruleset.to_string()).unwrap_or_default(),
+        took: None,
     }
 }
 

@@ -13,11 +13,12 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
 use super::metrics::Shown;
+use super::ruleset::Slot;
 use super::sandboxes::Sandboxes;
 use crate::protocol::{Answer, Ask, Code, MAX_LINE, Refusal, SandboxKey};
 
-/// Callers at a time; one more waits to be let in.
-const CALLERS: usize = 1024;
+/// Callers at a time; one more waits to be let in. Each sandbox's shim is one for as long as that lives: it watches its fence.
+const CALLERS: usize = Slot::MAX as usize + 1024;
 
 /// Listens at a path that only root can reach, or on what a service manager has opened there; of a daemon that was killed the
 /// socket is taken over.

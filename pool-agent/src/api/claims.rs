@@ -22,14 +22,15 @@ pub async fn claim(
     Body(request): Body<ClaimRequest>,
 ) -> Result<Json<Claimed>, Problem> {
     let name = named(&name)?;
-    let backend = api.pools.get(&name).await?.template.spec.backend;
+    let pool = api.pools.get(&name).await?;
+    let backend = pool.template.spec.backend;
     let caller = api.auth.who(via, &headers, backend).await?.caller(request.agent.clone())?;
     if let (Proven::Operator, Some(agent)) = (caller.proven, &caller.agent) {
         api.auth.known(agent, backend).await?;
     }
     // In a task of its own: a caller that goes away must not drop the undo.
     let pools = api.pools.clone();
-    let claim = async move { pools.claim(&name, &request, &caller).await };
+    let claim = async move { pools.claim(&pool, &request, &caller).await };
     let claimed = tokio::spawn(claim.in_current_span()).await;
     claimed.unwrap_or_else(|e| Err(ClaimError::BindFailed(e.to_string()))).map(Json).map_err(Problem::from)
 }

@@ -130,8 +130,42 @@ pub struct Took {
     pub bind: u64,
     /// Keeping that.
     pub keep: u64,
+    /// Starting the claim's command; 0 without one.
+    pub start: u64,
     /// In all.
     pub total: u64,
+    /// What of `bind` each of its steps took.
+    #[serde(default)]
+    pub steps: Steps,
+}
+
+/// How long the shim's part of a claim took by step, in microseconds (docs/sandbox.proto, `Took`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Steps {
+    /// Asking who the agent is.
+    pub identity: u64,
+    /// Reading the policy.
+    pub policy: u64,
+    /// Asking for the secrets.
+    pub secrets: u64,
+    /// A new key and token.
+    pub token: u64,
+    /// The change of the fence, read back.
+    pub fence: u64,
+    /// Replacing what is in `/run/creto`.
+    pub delivery: u64,
+    /// The statement.
+    pub attestation: u64,
+    /// The record; the disk is not waited for.
+    pub record: u64,
+}
+
+impl From<trust::sandbox_api::Took> for Steps {
+    fn from(took: trust::sandbox_api::Took) -> Self {
+        let trust::sandbox_api::Took { identity, policy, secrets, token, fence, delivery, attestation, record } = took;
+        Self { identity, policy, secrets, token, fence, delivery, attestation, record }
+    }
 }
 
 /// `POST /v1/warm-pools`: what a file of pools.d says, and its name.

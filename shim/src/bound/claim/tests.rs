@@ -140,7 +140,7 @@ async fn a_claim_replaces_all_that_the_sandbox_was_and_is_answered_the_same_agai
         assert_eq!(world.names(), [ATTESTATION, TOKEN, KEY]);
         let heard = events(world.dir.path()).len();
 
-        let stand = world.bound.claim(asked("c-1")).await.unwrap();
+        let Claimed { stand, .. } = world.bound.claim(asked("c-1")).await.unwrap();
         assert_eq!(stand.workload.to_string(), format!("{AGENT}/sandbox/c1"));
         assert_ne!((stand.digest, stand.policy), (first.digest, first.policy));
         assert_eq!(stand.fence.is_some(), wired);
@@ -156,7 +156,7 @@ async fn a_claim_replaces_all_that_the_sandbox_was_and_is_answered_the_same_agai
         let journal = world.journal();
         assert_eq!(journal.last().map(String::as_str), wired.then_some(&*format!("rebind {AGENT} web")));
 
-        assert_eq!(world.bound.claim(asked("c-1")).await.unwrap(), stand, "the first answer may be lost");
+        assert_eq!(world.bound.claim(asked("c-1")).await.unwrap().stand, stand, "the first answer may be lost");
         assert_eq!(world.code(asked("c-2")).await, Code::FAILED_PRECONDITION, "once");
         assert_eq!((world.inside(), world.journal()), (inside, journal));
         let heard = events(world.dir.path()).split_off(heard);
@@ -169,7 +169,9 @@ async fn of_claims_that_come_together_one_gets_the_sandbox() {
     let world = World::waiting(true).await;
     let claims = (0..8).map(|n| {
         let bound = world.bound.clone();
-        tokio::spawn(async move { bound.claim(asked(&format!("c-{}", n / 2))).await.map(|stand| stand.digest) })
+        tokio::spawn(
+            async move { bound.claim(asked(&format!("c-{}", n / 2))).await.map(|claimed| claimed.stand.digest) },
+        )
     });
     let mut got = Vec::new();
     for claim in claims.collect::<Vec<_>>() {
@@ -311,7 +313,7 @@ async fn renewals_follow_the_claim() {
 async fn old_news_of_the_fence_is_no_news() {
     let world = World::waiting(true).await;
     let old = world.bound.state().fence.clone().unwrap();
-    let stand = world.bound.claim(asked("c-1")).await.unwrap();
+    let Claimed { stand, .. } = world.bound.claim(asked("c-1")).await.unwrap();
     let new = world.bound.state().fence.clone().unwrap();
     for fence in [old, new.clone()] {
         world.bound.heard_of(fence).await.unwrap();
@@ -330,7 +332,7 @@ async fn another_policy_is_attested_or_the_old_one_stays() {
         let waits = world.bound.update_policy(web()).await.unwrap_err();
         assert_eq!(waits.code(), Code::FAILED_PRECONDITION, "its policy comes with the claim");
         let nothing = Asked { policy: Some(PolicyRef::Inline(json!({"rules": []}))), ..asked("c-1") };
-        let first = world.bound.claim(nothing).await.unwrap();
+        let Claimed { stand: first, .. } = world.bound.claim(nothing).await.unwrap();
         let nowhere = world.bound.update_policy(PolicyRef::Named("nowhere".into())).await.unwrap_err();
         assert_eq!(nowhere.code(), Code::INVALID_ARGUMENT);
         if wired {
