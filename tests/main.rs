@@ -42,6 +42,7 @@ mod quickstart;
 mod revocation;
 mod rootfs;
 mod run_exec_attach;
+mod runbook;
 mod secrets;
 mod spawn;
 mod spawn_interrupted;

@@ -103,6 +103,7 @@ async fn serve(root: Root) -> Result<(), DaemonFailed> {
     let socket = ports.root.agent_socket();
     api::serve(listeners, Api::new(pools.clone(), sandboxes));
     tracing::info!(node = %ports.node, socket = %socket.display(), "creto-pool-agent serves");
+    ready();
     loop {
         tokio::select! {
             _ = end.recv() => break,
@@ -175,6 +176,15 @@ fn holder(named: Option<PathBuf>) -> Result<PathBuf, DaemonFailed> {
             ),
             error: io::ErrorKind::NotFound.into(),
         }),
+    }
+}
+
+/// Tells a service manager that waits for it (sd_notify(3)).
+fn ready() {
+    let Some(at) = std::env::var_os("NOTIFY_SOCKET").map(PathBuf::from) else { return };
+    let told = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", at));
+    if let Err(error) = told {
+        tracing::warn!(%error, "the service manager was not told");
     }
 }
 
