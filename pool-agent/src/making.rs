@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use tokio::net::UnixStream;
 use trust::digest::Digest;
 use trust::id::{AgentId, SandboxId};
 
@@ -69,7 +70,15 @@ pub async fn make(ports: &Ports, sandbox: &Sandbox, first: First) -> Result<Made
         Ok(Ok(spawned)) => {
             tracing::info!(sandbox = %sandbox.id, backend = %spec.backend, pid = spawned.pid, took = ?began.elapsed(), steps = ?spawned.took, "made")
         }
-        Ok(Err(failed)) => return Err(failure(&spec.image, failed)),
+        Ok(Err(failed)) => {
+            let at_fence = failed.step == Step::Start && spec.network;
+            return Err(match failure(&spec.image, failed) {
+                SpawnError::StartFailed(why) if at_fence && !egress_answers(ports).await => {
+                    SpawnError::EgressUnavailable(why)
+                }
+                other => other,
+            });
+        }
         Err(_) => {
             // It goes on until its own undo; what it makes nevertheless is swept, for its record says that it failed.
             return Err(SpawnError::Timeout { waited: within, step: "making the sandbox".into() });
@@ -82,6 +91,11 @@ pub async fn make(ports: &Ports, sandbox: &Sandbox, first: First) -> Result<Made
             Err(SpawnError::StartFailed(format!("its shim does not describe it: {error}")))
         }
     }
+}
+
+/// Whether somebody listens who could have put up a fence: a shim that found nobody says so in words alone.
+async fn egress_answers(ports: &Ports) -> bool {
+    UnixStream::connect(ports.root.egress_socket()).await.is_ok()
 }
 
 /// What its shim says of a sandbox.

@@ -64,7 +64,8 @@ print("  hello from Python", sys.version.split()[0], "in", claims["sub"].split("
   step "creto-runtime-cli claim demo --agent $agent --time -- python3 -c …: it has waited for this"
   timed "$dir/warm" cli claim demo --agent $agent --time -- python3 -c "$hello"
   warm=$(said "$dir/warm")
-  printf '\n  %-28s %14s %14s\n' "" "cold spawn" "warm claim" "the sandbox is its caller's" "$cold ms" "$warm ms" \
+  echo
+  printf '  %-28s %14s %14s\n' "" "cold spawn" "warm claim" "the sandbox is its caller's" "$cold ms" "$warm ms" \
     "and Python has said hello" "$cold_all ms" "$took ms"
   echo
 

@@ -47,7 +47,7 @@ pub fn blocks(document: &str) -> Vec<Block> {
     blocks
 }
 
-/// An expected line as a pattern of `grep -E`: `…` is anything, `[2-4]` one of them, blanks are as many as there are, and so is how long something took.
+/// An expected line, the whole of it, as a pattern of `grep -E`: `…` is anything, `[2-4]` one of them, blanks are as many as there are, and so is how long something took.
 pub fn pattern(expected: &str) -> String {
     let words = expected.split_whitespace().map(|word| {
         let (core, unit) = ["ms", "s", "m", "%"]
@@ -73,7 +73,7 @@ pub fn pattern(expected: &str) -> String {
         }
         literal
     });
-    words.collect::<Vec<_>>().join(" +")
+    format!("^ *{} *$", words.collect::<Vec<_>>().join(" +"))
 }
 
 #[test]
@@ -98,6 +98,6 @@ fn what_is_shown_is_matched_but_for_what_differs_each_time() {
         ("{\"a\":[…]}", "\\{\"a\":\\[.*\\]\\}"),
         ("(take 0.3ms, b…)", r"\(take +[0-9.]+ms, +b.*\)"),
     ] {
-        assert_eq!(pattern(shown), pattern_of_it);
+        assert_eq!(pattern(shown), format!("^ *{pattern_of_it} *$"));
     }
 }

@@ -31,7 +31,7 @@ pub enum RuntimeError {
 
 pub(super) fn drain(asked: &Which, root: &Root, out: &mut dyn Write) -> Result<(), RuntimeError> {
     set(asked.runtime, true, root)?;
-    Ok(writeln!(out, "{} makes no new sandboxes; those that run go on", asked.runtime)?)
+    Ok(writeln!(out, "{} makes no new sandboxes; those that wait are taken down, those that run go on", asked.runtime)?)
 }
 
 pub(super) fn enable(asked: &Which, root: &Root, out: &mut dyn Write) -> Result<(), RuntimeError> {

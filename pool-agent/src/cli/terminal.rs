@@ -70,6 +70,11 @@ impl Progress {
         Self { shown: is_stderr() }
     }
 
+    /// Whether anybody sees it.
+    pub fn is_shown(&self) -> bool {
+        self.shown
+    }
+
     /// Instead of what was said before.
     pub fn say(&self, line: &str) {
         if self.shown {
