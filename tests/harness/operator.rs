@@ -23,8 +23,6 @@ const SCENARIO: &str = "300";
 pub struct Operator<'a> {
     /// The node and its network.
     pub network: &'a Network,
-    /// The agent's settings, written but not started by the harness: it is a unit here.
-    pub agent: PoolAgent<'a>,
     dir: PathBuf,
 }
 
@@ -38,7 +36,7 @@ impl<'a> Operator<'a> {
         }
         network.stop_egress(Signal::SIGTERM);
         node.stop_containerd();
-        let (agent, dir) = (PoolAgent::installed(network, ""), node.path("operator"));
+        let (_settings, dir) = (PoolAgent::installed(network, ""), node.path("operator"));
         for sub in ["units", "bin", "log", "state", "home"] {
             fs::create_dir_all(dir.join(sub)).unwrap();
         }
@@ -50,7 +48,7 @@ impl<'a> Operator<'a> {
             let file = format!("{}/../configs/systemd/{unit}.service", env!("CARGO_MANIFEST_DIR"));
             fs::copy(file, dir.join("units").join(format!("{unit}.service"))).unwrap();
         }
-        let operator = Self { network, agent, dir };
+        let operator = Self { network, dir };
         // As Debian has them, as far as that matters here.
         operator.unit(
             "containerd",
