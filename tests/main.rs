@@ -44,6 +44,7 @@ mod readiness;
 mod revocation;
 mod rootfs;
 mod run_exec_attach;
+mod runbook;
 mod secrets;
 mod spawn;
 mod spawn_interrupted;

@@ -1,7 +1,7 @@
 //! creto-pool-agent from its start to SIGTERM: the API over a [`Runtime`]. Sandboxes outlive it: the next one adopts them.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tokio::signal::unix::{SignalKind, signal};
 use trust::chain::chain;
@@ -57,6 +57,7 @@ async fn serve(root: Root) -> Result<(), DaemonFailed> {
     let socket = ports.root.agent_socket();
     api::serve(listeners, Api::new(&runtime));
     tracing::info!(node = %ports.node, socket = %socket.display(), "creto-pool-agent serves");
+    ready();
     loop {
         tokio::select! {
             _ = end.recv() => break,
@@ -76,4 +77,13 @@ async fn serve(root: Root) -> Result<(), DaemonFailed> {
     tracing::info!("creto-pool-agent ends; its sandboxes go on");
     let _ = std::fs::remove_file(socket);
     Ok(())
+}
+
+/// Tells a service manager that waits for it (sd_notify(3)).
+fn ready() {
+    let Some(at) = std::env::var_os("NOTIFY_SOCKET").map(PathBuf::from) else { return };
+    let told = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", at));
+    if let Err(error) = told {
+        tracing::warn!(%error, "the service manager was not told");
+    }
 }

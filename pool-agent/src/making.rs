@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use trust::attestation::dsse::Envelope;
+use trust::attestation::statement::Statement;
 use trust::digest::Digest;
 use trust::id::{AgentId, SandboxId};
 use trust::refusal;
@@ -17,9 +19,10 @@ use crate::pool::template::{Mode, Probe, Template};
 use crate::ports::Ports;
 use crate::pulling;
 use crate::sandbox::{Fence, Sandbox};
-use crate::shim::ShimError;
+use crate::shim::{Process, ShimError};
 use crate::spawn::{self, Cause, Run, SpawnFailed, Step, Wanted};
 use crate::spec::SandboxSpec;
+use crate::statements;
 
 /// Labels of containers: by them a member is known when its record is lost.
 pub const POOL: &str = "creto.dev/pool";
@@ -30,6 +33,10 @@ const AGENT: &str = "creto.dev/agent";
 const BACKEND: &str = "creto.dev/backend";
 const RUNSC_PATH: &str = "creto.dev/runsc-path";
 const SECRETS: &str = "creto.dev/secrets";
+/// A statement's word for a sandbox without a network.
+const SEALED: &str = "sealed";
+/// A shim says so soon that something has ended.
+const PROMPT: Duration = Duration::from_secs(1);
 
 /// What runs in it first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,13 +91,35 @@ pub async fn make(ports: &Ports, sandbox: &Sandbox, first: First) -> Result<Made
             return Err(SpawnError::Timeout { waited: within, step: "making the sandbox".into() });
         }
     }
-    match described(ports, &sandbox.id, spec.network).await {
-        Ok(made) => Ok(made),
-        Err(error) => {
-            unmake(ports, &sandbox.id).await;
-            Err(SpawnError::StartFailed(format!("its shim does not describe it: {error}")))
-        }
+    let error = match described(ports, &sandbox.id, spec.network).await {
+        Ok(made) => return Ok(made),
+        Err(error) => error,
+    };
+    // Its command may be over by now, and its fence gone: it has run nevertheless.
+    if first == First::Workload
+        && has_ended(ports, &sandbox.id).await
+        && let Some(made) = stated(ports, &sandbox.id)
+    {
+        return Ok(made);
     }
+    unmake(ports, &sandbox.id).await;
+    Err(SpawnError::StartFailed(format!("its shim does not describe it: {error}")))
+}
+
+async fn has_ended(ports: &Ports, id: &SandboxId) -> bool {
+    let Ok(shim) = ports.shim(id).await else { return false };
+    let exit = shim.wait(Process::init(&id.to_string()), PROMPT).await;
+    exit.inspect(|exit| ports.exits.note(id, exit.status)).is_ok()
+}
+
+/// What one was behind that has ended, by the last statement about it: a shim runs nothing that has a network before its fence stands.
+fn stated(ports: &Ports, id: &SandboxId) -> Option<Made> {
+    let envelope = statements::find(&ports.root.attestations(), id, None).and_then(|kept| kept.current()).ok()?;
+    let envelope = Envelope::parse(&envelope).ok()?;
+    let statement = Statement::parse(envelope.unverified_payload()).ok()?;
+    let ruleset = statement.predicate().fence.as_ref().filter(|fence| fence.mechanism != SEALED);
+    let fence = ruleset.map_or(Fence::Sealed, |fence| Fence::Ruleset(fence.digest));
+    Some(Made { fence, attestation: Some(envelope.statement_digest()) })
 }
 
 /// What its shim says of a sandbox.

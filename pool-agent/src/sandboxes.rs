@@ -10,7 +10,7 @@ use trust::id::{AgentId, SandboxId};
 use crate::admission::admit;
 use crate::api::types::{SandboxView, SpawnRequest, Usage};
 use crate::containerd;
-use crate::ending::{Manner, end, give_up};
+use crate::ending::{Manner, end, end_soon, give_up};
 use crate::error::SpawnError;
 use crate::logs::Position;
 use crate::making::{First, fresh_id, make};
@@ -83,7 +83,14 @@ impl SandboxManager {
                 let change = Change { attestation: made.attestation, expires_at, ..Change::default() };
                 ports.metrics.spawned(backend.name(), began.elapsed());
                 let started = ports.store.advance(&id, Input::Started(made.fence), change, ports.now()).await;
-                started.map_err(SpawnError::Store)
+                let started = started.map_err(SpawnError::Store)?;
+                if let Some(status) = ports.exits.of(&id) {
+                    // Whoever heard of it found it in our hand.
+                    drop(hand);
+                    let message = format!("its first process has ended with {status}");
+                    end_soon(ports, &id, Input::ended("exited", message), Manner::Forced);
+                }
+                Ok(started)
             }
             Err(error) => {
                 give_up(ports, &hand, error.code(), error.to_string()).await;

@@ -81,6 +81,11 @@ pub fn busybox() -> PathBuf {
     part_dir("busybox").join("bin/busybox")
 }
 
+/// An OCI archive of an image of Debian's Python.
+pub fn python() -> PathBuf {
+    part_dir("python").join("python.tar")
+}
+
 /// The distribution project's registry.
 pub fn registry() -> PathBuf {
     part_dir("registry").join("bin/docker-registry")

@@ -22,6 +22,13 @@ pub struct PoolAgent<'a> {
 impl<'a> PoolAgent<'a> {
     /// Starts it, with the network that we ship on another subnet than the harness', and waits until it is healthy.
     pub fn start(network: &'a Network, settings: &str) -> Self {
+        let agent = Self::installed(network, settings);
+        agent.restart();
+        agent
+    }
+
+    /// Writes its configuration; nothing runs yet.
+    pub fn installed(network: &'a Network, settings: &str) -> Self {
         let node = &network.node;
         let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/cni/10-creto.conflist");
         let ipam = node.path("ipam").display().to_string();
@@ -39,9 +46,7 @@ impl<'a> PoolAgent<'a> {
             node.snapshotter(),
         );
         fs::write(node.path("creto/etc/pool-agent.toml"), config).unwrap();
-        let agent = Self { network, process: Mutex::default() };
-        agent.restart();
-        agent
+        Self { network, process: Mutex::default() }
     }
 
     /// Starts it, after it has ended.

@@ -269,12 +269,24 @@ async fn succeeded(response: Response<Incoming>) -> Result<Response<Incoming>, A
 
 fn refused(status: StatusCode, bytes: &[u8]) -> AgentApiError {
     match serde_json::from_slice::<Problem>(bytes) {
-        Ok(problem) => AgentApiError::Problem(Box::new(problem)),
+        Ok(mut problem) => {
+            problem.hint = problem.hint.or_else(|| hint(&problem.code).map(str::to_owned));
+            AgentApiError::Problem(Box::new(problem))
+        }
         Err(_) => {
             let text: String = String::from_utf8_lossy(bytes).trim().chars().take(SHOWN).collect();
             let text = if text.is_empty() { "and nothing more".to_owned() } else { text };
             AgentApiError::Refused { status, text }
         }
+    }
+}
+
+/// What to do next, where the agent does not say: in the words of this client.
+fn hint(code: &str) -> Option<&'static str> {
+    match code {
+        "pool-not-found" => Some("see what there is: creto-runtime-cli pool list"),
+        "sandbox-not-found" => Some("see what there is: creto-runtime-cli list"),
+        _ => None,
     }
 }
 
@@ -298,6 +310,18 @@ mod tests {
         ] {
             assert_eq!(with_query("/v1", pairs), path);
         }
+    }
+
+    #[test]
+    fn what_is_not_there_is_said_with_where_to_look() {
+        let said = |code, hint: &str| {
+            let problem = Problem::new(StatusCode::NOT_FOUND, code, "there is no pool a");
+            let problem = if hint.is_empty() { problem } else { problem.hint(hint) };
+            refused(StatusCode::NOT_FOUND, &serde_json::to_vec(&problem).unwrap()).to_string()
+        };
+        assert_eq!(said("pool-not-found", ""), "there is no pool a\nsee what there is: creto-runtime-cli pool list");
+        assert_eq!(said("pool-not-found", "make it"), "there is no pool a\nmake it");
+        assert_eq!(said("pool-exists", ""), "there is no pool a");
     }
 
     #[test]

@@ -41,7 +41,7 @@ use crate::node::Root;
 
 /// What people ask of a node: its sandboxes and pools, its attestations, its audit record, its keys, its agents, its network policies.
 #[derive(Debug, Parser)]
-#[command(name = "creto-runtime-cli", version)]
+#[command(name = "creto-runtime-cli", version, arg_required_else_help = true)]
 pub struct Cli {
     /// Where the node's things lie: DIR/{lib,etc,run} instead of /var/lib/creto, /etc/creto and /run/creto
     #[arg(long, global = true, value_name = "DIR", env = "CRETO_ROOT", hide_env_values = true, display_order = 900)]

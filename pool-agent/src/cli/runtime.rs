@@ -35,8 +35,12 @@ pub enum RuntimeError {
 
 pub(super) fn drain(asked: &Which, root: &Root, out: &mut dyn Write) -> Result<(), RuntimeError> {
     Ok(match set(asked, true, root)? {
-        What::Runtime(backend) => writeln!(out, "{backend} makes no new sandboxes; those that run go on"),
-        What::Node(node) => writeln!(out, "node {node} takes no more work; sandboxes that run go on"),
+        What::Runtime(backend) => {
+            writeln!(out, "{backend} makes no new sandboxes; those that wait are taken down, those that run go on")
+        }
+        What::Node(node) => {
+            writeln!(out, "node {node} takes no more work; sandboxes that wait are taken down, those that run go on")
+        }
     }?)
 }
 

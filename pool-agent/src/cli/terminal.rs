@@ -72,6 +72,11 @@ impl Progress {
         Self { shown: is_stderr(), pull: None }
     }
 
+    /// Whether anybody sees it.
+    pub fn is_shown(&self) -> bool {
+        self.shown
+    }
+
     /// Instead of what was said before.
     pub fn say(&self, line: &str) {
         if self.shown && self.pull.is_none() {
