@@ -22,5 +22,7 @@ pub mod digest;
 pub mod https;
 pub mod id;
 pub mod json;
+#[cfg(feature = "schema")]
+mod schema;
 #[cfg(feature = "ledger")]
 pub mod sqlite;

@@ -5,6 +5,7 @@ use std::fmt;
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trust::chain::chain;
 
@@ -17,7 +18,7 @@ use crate::store::StoreError;
 pub const TYPES: &str = "https://creto.dev/problems/";
 
 /// A problem. Programs branch on `code`; people read `detail` and `hint`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// `https://creto.dev/problems/` and the code.
     #[serde(rename = "type")]

@@ -202,6 +202,9 @@ fn search_finds_by_all_that_is_given() {
     for (query, expected) in [
         (all.clone(), vec![0, 1, 2, 3, 4]),
         (Query { limit: Some(2), ..all.clone() }, vec![3, 4]),
+        (Query { limit: Some(2), before: Some(3), ..all.clone() }, vec![1, 2]),
+        (Query { before: Some(0), ..all.clone() }, vec![]),
+        (Query { before: Some(u64::MAX), ..all.clone() }, vec![0, 1, 2, 3, 4]),
         (Query { event: some("ExecStarted"), ..all.clone() }, vec![3]),
         (Query { sandbox: some("s2"), ..all.clone() }, vec![1, 4]),
         (Query { agent: some("spiffe://a/x"), sandbox: some("s1"), ..all.clone() }, vec![0, 2, 3]),
