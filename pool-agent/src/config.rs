@@ -79,6 +79,9 @@ pub struct Api {
     /// How long a request's head may take.
     #[serde(with = "humantime_serde")]
     pub head: Duration,
+    /// How long its body may take; of files, each part of it.
+    #[serde(with = "humantime_serde")]
+    pub body: Duration,
 }
 
 /// The table `[limits]`.
@@ -191,6 +194,7 @@ impl Default for Api {
             concurrent: 256,
             body_bytes: 1 << 20,
             head: Duration::from_secs(10),
+            body: Duration::from_secs(30),
         }
     }
 }

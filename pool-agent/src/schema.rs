@@ -125,7 +125,7 @@ fn label_key() -> String {
 }
 
 /// A policy as its own schema has it, with that schema's definitions among ours.
-pub fn document(generator: &mut SchemaGenerator) -> Schema {
+fn document(generator: &mut SchemaGenerator) -> Schema {
     let path = generator.settings().definitions_path.trim_matches('/').to_owned();
     let reference = format!("#/{path}/{POLICY_NAME}");
     if !generator.definitions().contains_key(POLICY_NAME) {
@@ -143,6 +143,23 @@ pub fn document(generator: &mut SchemaGenerator) -> Schema {
         generator.definitions_mut().insert(POLICY_NAME.into(), schema);
     }
     json_schema!({ "$ref": reference })
+}
+
+/// A policy as it is written; for [`egress::policy::Document`], which is not ours to describe.
+pub struct PolicyDocument;
+
+impl JsonSchema for PolicyDocument {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        POLICY_NAME.into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        document(generator)
+    }
 }
 
 /// Of `spec::words`.

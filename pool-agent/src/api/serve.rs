@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -53,7 +54,8 @@ pub async fn listen(ports: &Ports) -> Result<Listeners, DaemonFailed> {
 pub fn serve(listeners: Listeners, api: Api) {
     let settings = api.ports.config.api.clone();
     let Listeners { socket, tcp } = listeners;
-    let (over_socket, head) = (api.clone(), settings.head);
+    let (api, head) = (api.router(), settings.head);
+    let over_socket = api.clone();
     tokio::spawn(async move {
         let room = Arc::new(Semaphore::new(OVER_SOCKET));
         loop {
@@ -100,8 +102,12 @@ async fn failed(error: &io::Error) {
     tokio::time::sleep(AGAIN).await;
 }
 
-async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, api: Api, via: Via, head: Duration) {
-    let router = api.router();
+async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    router: Router,
+    via: Via,
+    head: Duration,
+) {
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(via);
         router.clone().call(request)
