@@ -291,7 +291,7 @@ fn shown(time: Duration) -> humantime::FormattedDuration {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
@@ -300,7 +300,7 @@ mod tests {
         "python:3.11".parse().unwrap()
     }
 
-    fn spawn_errors() -> Vec<SpawnError> {
+    pub(crate) fn spawn_errors() -> Vec<SpawnError> {
         let why = || "why".to_owned();
         vec![
             SpawnError::ImageNotFound(image()),

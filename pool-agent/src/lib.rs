@@ -40,7 +40,8 @@
 //! [`runtime`] opens a node: [`sandboxes`] spawns, lists and ends sandboxes; [`pools`] keeps members warm, and [`claim`] hands one over · [`making`], [`ending`] and
 //! [`running`] are what both do with one sandbox, and [`readiness`] whether it is ready · [`spawn`] makes one out of an image, by [`containerd`] and [`network`] (CNI), and
 //! [`shim`] speaks to it · [`store`] keeps the records, [`pool`] decides what a pool needs, and [`error`] says what went wrong.
-//! The rest is what a node has: its name and places ([`node`]), agents, statements, the record of what was changed. What is
+//! The rest is what a node has: its name and places ([`node`]), agents, statements ([`attested`]: what they say), keys, policies, the record
+//! ([`ledger`]). What is
 //! proven, kept and signed is the business of `trust`; what may be connected to, that of `egress`.
 #![forbid(unsafe_code)]
 
@@ -92,10 +93,16 @@ pub mod image;
 pub mod labels;
 pub mod quantity;
 pub mod sandbox;
+mod schema;
+pub mod span;
 pub mod spec;
 
 pub mod agents;
+pub mod attested;
+pub mod keys;
+pub mod ledger;
 pub mod node;
+pub mod policies;
 pub mod record;
 pub mod statements;
 

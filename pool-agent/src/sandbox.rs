@@ -4,6 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trust::clock::Timestamp;
 use trust::digest::Digest;
@@ -12,7 +13,7 @@ use trust::id::{AgentId, ClaimId, NodeId, PoolName, SandboxId, SandboxName};
 use crate::spec::{BadSpec, SandboxSpec, text};
 
 /// One sandbox.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Sandbox {
     /// Its id at containerd, too.
@@ -101,7 +102,7 @@ impl Sandbox {
 }
 
 /// That a sandbox was used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Activity {
     /// When it was seen.
@@ -111,7 +112,7 @@ pub struct Activity {
 }
 
 /// Where a sandbox is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Phase {
     /// It is being made.
     Warming,
@@ -162,7 +163,7 @@ impl FromStr for Phase {
 }
 
 /// Whose member a sandbox was made as, and by which template.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Membership {
     /// The pool.
@@ -178,9 +179,12 @@ pub struct Membership {
 pub struct Generation(String);
 
 impl Generation {
+    /// So many.
+    pub const DIGITS: usize = 16;
+
     /// Of a template's canonical bytes.
     pub fn of(template: &[u8]) -> Self {
-        Self(Digest::of(template).hex()[..16].to_owned())
+        Self(Digest::of(template).hex()[..Self::DIGITS].to_owned())
     }
 
     /// As text.
@@ -194,7 +198,7 @@ impl TryFrom<String> for Generation {
 
     fn try_from(text: String) -> Result<Self, BadSpec> {
         let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        match text.len() == 16 && text.bytes().all(digit) {
+        match text.len() == Self::DIGITS && text.bytes().all(digit) {
             true => Ok(Self(text)),
             false => Err(BadSpec(format!("{text:?} is no generation: 16 digits of 0-9 a-f"))),
         }
@@ -216,7 +220,7 @@ impl fmt::Display for Generation {
 }
 
 /// Who took a member, or got a cold spawn because the pool was empty.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Claim {
     /// This claim.
@@ -235,14 +239,19 @@ pub struct Claim {
 
 text! {
     /// By which a caller may ask again for what it asked before: 1 to 128 visible ASCII characters.
-    IdempotencyKey, |text| match (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()) {
+    IdempotencyKey, |text| match (1..=IdempotencyKey::LONGEST).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()) {
         true => Ok(()),
         false => Err("an idempotency key is 1 to 128 visible ASCII characters"),
     }
 }
 
+impl IdempotencyKey {
+    /// The longest, in bytes.
+    pub const LONGEST: usize = 128;
+}
+
 /// What holds a sandbox's packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Fence {
     /// There is no interface but `lo`.
@@ -252,7 +261,7 @@ pub enum Fence {
 }
 
 /// Why a sandbox failed, or why it ends.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Reason {
     /// In which phase it was.

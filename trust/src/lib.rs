@@ -24,5 +24,7 @@ pub mod https;
 pub mod id;
 pub mod json;
 pub mod rate;
+#[cfg(feature = "schema")]
+mod schema;
 #[cfg(feature = "ledger")]
 pub mod sqlite;

@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::stream::{self, Stream};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
@@ -18,6 +19,7 @@ use super::Api;
 use super::auth::Via;
 use super::input::Asked;
 use super::problem::Problem;
+use super::route::{Access, Route, get};
 use crate::events::{Heard, News, Reader};
 
 /// Where nothing happens, a line says so often that the connection is alive.
@@ -25,11 +27,24 @@ const ALIVE: Duration = Duration::from_secs(15);
 /// A client comes again after so long.
 const AGAIN: Duration = Duration::from_secs(1);
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Which {
+struct Which {
+    /// Of this sandbox alone.
     sandbox: Option<SandboxId>,
+    /// Of this pool's sandboxes alone.
     pool: Option<PoolName>,
+}
+
+pub fn routes() -> Vec<Route> {
+    vec![
+        get("/v1/events", events)
+            .named("listenToEvents", "What happens to sandboxes, as server-sent events: `sandbox`, `pull`, and `lost` at the end of what can be told.")
+            .may(Access::Anyone)
+            .query::<Which>()
+            .answers_as::<String>("text/event-stream", StatusCode::OK, "Until the client goes.")
+            .problems(&[(503, "too-many-listeners")]),
+    ]
 }
 
 /// One client.
@@ -72,7 +87,7 @@ fn event(news: &News) -> Event {
     Event::default().event(kind).data(data.unwrap_or_default()) // names and numbers: it does not fail
 }
 
-pub async fn events(
+async fn events(
     State(api): State<Api>,
     Extension(via): Extension<Via>,
     headers: HeaderMap,

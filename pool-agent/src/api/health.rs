@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 
 use super::Api;
 use super::auth::Operator;
-use super::input::Body;
+use super::input::{At, Body};
 use super::problem::Problem;
+use super::route::{Access, Route, get, put};
 use super::types::{Health, HealthStatus, Node, Runtime};
 use crate::admission::drain;
 use crate::config;
@@ -24,8 +25,44 @@ use crate::store::Drain;
 /// Whoever does not answer in time is not well.
 const DEADLINE: Duration = Duration::from_secs(2);
 const OK: &str = "ok";
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-pub async fn health(State(api): State<Api>) -> (StatusCode, Json<Health>) {
+pub fn routes() -> Vec<Route> {
+    vec![
+        get("/health", health)
+            .named("getHealth", "How the node is: each component is really asked.")
+            .may(Access::Anyone)
+            .answers::<Health>(StatusCode::OK, "All are well.")
+            .answers::<Health>(StatusCode::SERVICE_UNAVAILABLE, "Some are not, and what is wrong with them."),
+        get("/metrics", metrics)
+            .named("getMetrics", "What is counted.")
+            .may(Access::Anyone)
+            .answers_bytes(OPENMETRICS, "OpenMetrics."),
+        get("/v1/runtimes", runtimes)
+            .named("listRuntimes", "What isolates sandboxes here, and whether it makes any.")
+            .may(Access::Anyone)
+            .answers::<BTreeMap<String, Runtime>>(StatusCode::OK, "By name.")
+            .problems(&[(503, "store-unavailable")]),
+        put("/v1/runtimes/{name}", set_runtime)
+            .named("setRuntime", "Drains a runtime, or enables it.")
+            .parameter::<Backend>("name", "Which.")
+            .body::<Runtime>()
+            .answers::<Runtime>(StatusCode::OK, "As it is now.")
+            .problems(&[(404, "runtime-not-found"), (503, "store-unavailable")]),
+        get("/v1/node", node)
+            .named("getNode", "Which node this is, and whether it takes work.")
+            .may(Access::Anyone)
+            .answers::<Node>(StatusCode::OK, "As it is.")
+            .problems(&[(503, "store-unavailable")]),
+        put("/v1/node", set_node)
+            .named("setNode", "Drains the node, or enables it.")
+            .body::<Runtime>()
+            .answers::<Node>(StatusCode::OK, "As it is now.")
+            .problems(&[(503, "store-unavailable")]),
+    ]
+}
+
+async fn health(State(api): State<Api>) -> (StatusCode, Json<Health>) {
     let ports = &api.ports;
     let drains = async { tokio::time::timeout(DEADLINE, ports.store.drained(&ports.node)).await };
     let (containerd, store, egress, drains) =
@@ -68,25 +105,24 @@ async fn store(ports: &Ports) -> String {
     said(ports.store.health()).await
 }
 
-pub async fn metrics(State(api): State<Api>) -> impl IntoResponse {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+async fn metrics(State(api): State<Api>) -> impl IntoResponse {
     let egress = match tokio::time::timeout(DEADLINE, api.egress.metrics()).await {
         Ok(Ok(text)) => Some(text),
         Ok(Err(_)) | Err(_) => None, // said by egress_up
     };
-    ([(CONTENT_TYPE, kind)], api.ports.metrics.text(egress.as_deref()))
+    ([(CONTENT_TYPE, OPENMETRICS)], api.ports.metrics.text(egress.as_deref()))
 }
 
-pub async fn runtimes(State(api): State<Api>) -> Result<Json<BTreeMap<String, Runtime>>, Problem> {
+async fn runtimes(State(api): State<Api>) -> Result<Json<BTreeMap<String, Runtime>>, Problem> {
     let drains = api.ports.store.drained(&api.ports.node).await.map_err(SpawnError::Store)?;
     let drained = |backend: Backend| crate::admission::drained(&drains, backend).is_some();
     Ok(Json(Backend::ALL.map(|backend| (backend.to_string(), Runtime { drained: drained(backend) })).into()))
 }
 
-pub async fn set_runtime(
+async fn set_runtime(
     State(api): State<Api>,
     _: Operator,
-    Path(name): Path<String>,
+    At(name): At<String>,
     Body(asked): Body<Runtime>,
 ) -> Result<Json<Runtime>, Problem> {
     let backend: Backend = name.parse().map_err(|e| Problem::new(StatusCode::NOT_FOUND, "runtime-not-found", e))?;
@@ -94,12 +130,12 @@ pub async fn set_runtime(
     Ok(Json(asked))
 }
 
-pub async fn node(State(api): State<Api>) -> Result<Json<Node>, Problem> {
+async fn node(State(api): State<Api>) -> Result<Json<Node>, Problem> {
     let drains = api.ports.store.drained(&api.ports.node).await.map_err(SpawnError::Store)?;
     Ok(Json(Node { node: api.ports.node.clone(), drained: is_whole(&drains) }))
 }
 
-pub async fn set_node(
+async fn set_node(
     State(api): State<Api>,
     _: Operator,
     Body(Runtime { drained }): Body<Runtime>,

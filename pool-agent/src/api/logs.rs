@@ -2,10 +2,11 @@
 
 use axum::Extension;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
-use axum::http::HeaderMap;
+use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -13,26 +14,45 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::Api;
 use super::auth::Via;
 use super::exec::has_written;
-use super::input::Asked;
+use super::input::{Asked, At};
 use super::problem::Problem;
+use super::route::{Access, Route, get};
+use super::sandboxes::{ID, LOOKED_UP};
 use crate::exec;
 use crate::logs::last_lines;
 
 /// Parts that wait to be sent.
 const WAITING: usize = 4;
 
-#[derive(Deserialize)]
+const TEXT: &str = "text/plain; charset=utf-8";
+
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Which {
+struct Which {
+    /// So many lines from the end.
     tail: Option<usize>,
+    /// And what it goes on to write, until it ends.
     #[serde(default)]
     follow: bool,
 }
 
-pub async fn logs(
+pub fn routes() -> Vec<Route> {
+    vec![
+        get("/v1/sandboxes/{id}/logs", logs)
+            .named("getSandboxLogs", "What a sandbox has written: the end of it, and with follow what comes.")
+            .may(Access::Agent)
+            .parameter::<String>("id", ID)
+            .query::<Which>()
+            .answers_as::<String>(TEXT, StatusCode::OK, "Its output.")
+            .problems(&LOOKED_UP)
+            .problems(&[(500, "log-unreadable")]),
+    ]
+}
+
+async fn logs(
     State(api): State<Api>,
     Extension(via): Extension<Via>,
-    Path(id): Path<String>,
+    At(id): At<String>,
     headers: HeaderMap,
     Asked(Which { tail, follow }): Asked<Which>,
 ) -> Result<impl IntoResponse, Problem> {
@@ -52,5 +72,5 @@ pub async fn logs(
     } else {
         Body::from(shown)
     };
-    Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], body))
+    Ok(([(CONTENT_TYPE, TEXT)], body))
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trust::chain::chain;
 
@@ -17,8 +18,29 @@ use crate::store::StoreError;
 /// Before the code of a problem, to make its `type`.
 pub const TYPES: &str = "https://creto.dev/problems/";
 
+/// What may come of it where a sandbox is made; a test holds it to [`SpawnError`].
+pub const SPAWN: [(u16, &str); 17] = [
+    (404, "image-not-found"),
+    (502, "image-unavailable"),
+    (503, "backend-unavailable"),
+    (503, "backend-drained"),
+    (503, "node-draining"),
+    (503, "resource-exhausted"),
+    (403, "identity-rejected"),
+    (422, "policy-invalid"),
+    (422, "secret-unavailable"),
+    (503, "egress-unavailable"),
+    (503, "network-unavailable"),
+    (422, "start-failed"),
+    (422, "not-ready"),
+    (409, "name-taken"),
+    (504, "timeout"),
+    (503, "interrupted"),
+    (503, "store-unavailable"),
+];
+
 /// A problem. Programs branch on `code`; people read `detail` and `hint`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// `https://creto.dev/problems/` and the code.
     #[serde(rename = "type")]
@@ -135,6 +157,13 @@ impl IntoResponse for Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::tests::spawn_errors;
+
+    #[test]
+    fn what_may_come_of_a_spawn_is_told_whole() {
+        let errors: Vec<(u16, &str)> = spawn_errors().iter().map(|error| (error.status(), error.code())).collect();
+        assert_eq!(errors, SPAWN);
+    }
 
     #[test]
     fn a_problem_is_told_as_the_rfc_has_it() {

@@ -80,7 +80,8 @@ pub async fn listen(ports: &Ports) -> Result<Listeners, DaemonFailed> {
 pub fn serve(listeners: Listeners, api: Api) {
     let settings = api.ports.config.api.clone();
     let Listeners { socket, tcp, tls } = listeners;
-    let (over_socket, head) = (api.clone(), settings.head);
+    let (auth, router, head) = (api.auth.clone(), api.router(), settings.head); // made once: it is large
+    let over_socket = router.clone();
     tokio::spawn(async move {
         let room = Arc::new(Semaphore::new(OVER_SOCKET));
         loop {
@@ -92,7 +93,7 @@ pub fn serve(listeners: Listeners, api: Api) {
                         tracing::warn!(?uid, "a caller that is not root was sent away");
                         continue;
                     }
-                    let router = over_socket.clone().router();
+                    let router = over_socket.clone();
                     tokio::spawn(async move {
                         let answer = move |mut request: Request<Incoming>| {
                             request.extensions_mut().insert(Via::Socket);
@@ -107,12 +108,12 @@ pub fn serve(listeners: Listeners, api: Api) {
         }
     });
     if let Some(tcp) = tcp {
-        tokio::spawn(serve_tcp(tcp, tls, api, settings));
+        tokio::spawn(serve_tcp(tcp, tls, OverTcp { auth, router, head }, settings));
     }
 }
 
 /// Who comes when all places are taken is told so, as long as there is room for that.
-async fn serve_tcp(tcp: TcpListener, tls: Option<Arc<Tls>>, api: Api, settings: config::Api) {
+async fn serve_tcp(tcp: TcpListener, tls: Option<Arc<Tls>>, over: OverTcp, settings: config::Api) {
     let room = Arc::new(Semaphore::new(settings.concurrent));
     let lobby = Arc::new(Semaphore::new(LOBBY));
     loop {
@@ -132,12 +133,12 @@ async fn serve_tcp(tcp: TcpListener, tls: Option<Arc<Tls>>, api: Api, settings: 
         };
         let _ = stream.set_nodelay(true);
         let stream = Impatient::new(stream, settings.stall);
-        let (tls, api, head) = (tls.as_deref().map(Tls::acceptor), api.clone(), settings.head);
+        let (tls, over) = (tls.as_deref().map(Tls::acceptor), over.clone());
         tokio::spawn(async move {
             let _place = place;
-            let Some(acceptor) = tls else { return tcp_connection(stream, api, peer.ip(), head, is_in).await };
-            match tokio::time::timeout(head, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => tcp_connection(stream, api, peer.ip(), head, is_in).await,
+            let Some(acceptor) = tls else { return over.connection(stream, peer.ip(), is_in).await };
+            match tokio::time::timeout(over.head, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => over.connection(stream, peer.ip(), is_in).await,
                 Ok(Err(error)) => tracing::debug!(%error, "a caller does not speak TLS as we do"),
                 Err(_) => tracing::debug!("a handshake took too long"),
             }
@@ -150,9 +151,19 @@ async fn failed(error: &io::Error) {
     tokio::time::sleep(AGAIN).await;
 }
 
-async fn tcp_connection<S: Stream>(stream: S, api: Api, address: IpAddr, head: Duration, is_in: bool) {
-    let (auth, router) = (api.auth.clone(), api.router());
-    connection(stream, head, move |request| answer(request, router.clone(), auth.clone(), address, is_in)).await;
+/// What each connection over TCP has.
+#[derive(Clone)]
+struct OverTcp {
+    auth: Arc<Auth>,
+    router: Router,
+    head: Duration,
+}
+
+impl OverTcp {
+    async fn connection(self, stream: impl Stream, address: IpAddr, is_in: bool) {
+        let Self { auth, router, head } = self;
+        connection(stream, head, move |request| answer(request, router.clone(), auth.clone(), address, is_in)).await;
+    }
 }
 
 /// One request over TCP, within what may be asked.

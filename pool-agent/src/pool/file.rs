@@ -126,15 +126,15 @@ struct Written {
     network_policy: Option<NetworkPolicy>,
     #[serde(default, deserialize_with = "secrets")]
     secrets: Vec<SecretRef>,
-    #[serde(default, with = "humantime_serde")]
+    #[serde(default, with = "crate::span::option")]
     ttl: Option<Duration>,
-    #[serde(default, with = "humantime_serde")]
+    #[serde(default, with = "crate::span::option")]
     idle_timeout: Option<Duration>,
-    #[serde(default, with = "humantime_serde")]
+    #[serde(default, with = "crate::span::option")]
     max_lifetime: Option<Duration>,
     min_ready: u32,
     max_ready: u32,
-    #[serde(default, with = "humantime_serde")]
+    #[serde(default, with = "crate::span::option")]
     max_age: Option<Duration>,
     max_warming: Option<u32>,
     #[serde(default)]
@@ -171,9 +171,9 @@ struct WrittenReadiness {
     exec: Vec<String>,
     tcp: Option<NonZeroU16>,
     file: Option<AbsolutePath>,
-    #[serde(default, with = "humantime_serde")]
+    #[serde(default, with = "crate::span::option")]
     interval: Option<Duration>,
-    #[serde(default, with = "humantime_serde")]
+    #[serde(default, with = "crate::span::option")]
     timeout: Option<Duration>,
     #[serde(default, with = "humantime_serde")]
     deadline: Option<Duration>,

@@ -3,18 +3,23 @@
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trust::clock::Timestamp;
 use trust::id::PoolName;
 
 use crate::sandbox::Generation;
+use crate::schema::Span;
 use crate::spec::{AbsolutePath, Backend, BadSpec, SandboxSpec};
 
 /// No pool has more ready members: a larger number is a mistake.
 pub const MOST_READY: u32 = 10_000;
 
+/// No pool has so many minutes' claims waiting.
+pub const MOST_HEADROOM: f64 = 1000.0;
+
 /// A pool.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Pool {
     /// Its name.
@@ -43,7 +48,7 @@ impl Pool {
 }
 
 /// Where a pool comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
     /// A file of pools.d; it is there as long as the file is.
@@ -53,7 +58,7 @@ pub enum Origin {
 }
 
 /// What members are made of. Whatever changes here makes those that wait stale.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", try_from = "WrittenTemplate")]
 pub struct Template {
     /// A member, before a claim says what it asks for. Its policy is not in force until then: members wait with deny-all.
@@ -65,7 +70,7 @@ pub struct Template {
     pub readiness: Option<Readiness>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct WrittenTemplate {
     spec: SandboxSpec,
@@ -106,7 +111,7 @@ impl Template {
 }
 
 /// What runs in a member before the claim.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Nothing of the workload: the claim's command starts with the claim.
@@ -117,19 +122,22 @@ pub enum Mode {
 }
 
 /// When a member that runs is ready.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Readiness {
     /// What is asked.
     pub probe: Probe,
     /// So long after an answer it is asked again.
-    #[serde(with = "humantime_serde", default = "Readiness::interval")]
+    #[serde(with = "crate::span", default = "Readiness::interval")]
+    #[schemars(with = "Span")]
     pub interval: Duration,
     /// An answer that takes longer is none.
-    #[serde(with = "humantime_serde", default = "Readiness::timeout")]
+    #[serde(with = "crate::span", default = "Readiness::timeout")]
+    #[schemars(with = "Span")]
     pub timeout: Duration,
     /// After so long a member is given up.
-    #[serde(with = "humantime_serde", default = "Readiness::deadline")]
+    #[serde(with = "crate::span", default = "Readiness::deadline")]
+    #[schemars(with = "Span")]
     pub deadline: Duration,
 }
 
@@ -169,7 +177,7 @@ impl Readiness {
 }
 
 /// What a member is asked, from inside it: nothing gets in through the fence.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Probe {
     /// A command in it ends with 0.
@@ -191,7 +199,7 @@ impl std::fmt::Display for Probe {
 }
 
 /// How many members there should be. Changes of it make none stale.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, try_from = "WrittenScaling")]
 pub struct Scaling {
     /// So many wait at least.
@@ -199,7 +207,8 @@ pub struct Scaling {
     /// So many wait at most.
     pub max_ready: u32,
     /// None waits longer, where another can be made.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "humantime_serde")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::span::option")]
+    #[schemars(with = "Option<Span>")]
     pub max_age: Option<Duration>,
     /// Between the two by demand.
     pub auto_scaling: AutoScaling,
@@ -207,16 +216,20 @@ pub struct Scaling {
     pub max_warming: u32,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct WrittenScaling {
+    #[schemars(range(max = MOST_READY))]
     min_ready: u32,
+    #[schemars(range(max = MOST_READY))]
     max_ready: u32,
-    #[serde(default, with = "humantime_serde")]
+    #[serde(default, with = "crate::span::option")]
+    #[schemars(with = "Option<Span>")]
     max_age: Option<Duration>,
     #[serde(default)]
     auto_scaling: AutoScaling,
     #[serde(default = "Scaling::max_warming")]
+    #[schemars(range(min = 1))]
     max_warming: u32,
 }
 
@@ -258,7 +271,7 @@ impl Scaling {
             return bad("max_age: give 10s or more, or members are replaced faster than they are made".into());
         }
         let headroom = self.auto_scaling.headroom;
-        if !(headroom.is_finite() && (0.0..=1000.0).contains(&headroom)) {
+        if !(headroom.is_finite() && (0.0..=MOST_HEADROOM).contains(&headroom)) {
             return bad(format!("auto_scaling.headroom {headroom}: give a number of 0 to 1000"));
         }
         Ok(self)
@@ -270,7 +283,7 @@ impl Scaling {
 }
 
 /// How the number of ready members follows the claims.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AutoScaling {
     /// Whether it does; if not, `min_ready` wait.
@@ -278,6 +291,7 @@ pub struct AutoScaling {
     pub enabled: bool,
     /// So many minutes' claims wait.
     #[serde(default = "AutoScaling::headroom")]
+    #[schemars(range(min = 0.0, max = MOST_HEADROOM))]
     pub headroom: f64,
 }
 

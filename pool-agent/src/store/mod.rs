@@ -15,6 +15,7 @@ mod take;
 pub mod told;
 
 use async_trait::async_trait;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trust::clock::Timestamp;
 use trust::id::{AgentId, ClaimId, NodeId, PoolName, SandboxId};
@@ -166,7 +167,7 @@ pub enum Taken {
 }
 
 /// Something failed that belongs to a pool.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Failure {
     /// When.

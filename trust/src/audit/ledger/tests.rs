@@ -202,6 +202,9 @@ fn search_finds_by_all_that_is_given() {
     for (query, expected) in [
         (all.clone(), vec![0, 1, 2, 3, 4]),
         (Query { limit: Some(2), ..all.clone() }, vec![3, 4]),
+        (Query { limit: Some(2), before: Some(3), ..all.clone() }, vec![1, 2]),
+        (Query { before: Some(0), ..all.clone() }, vec![]),
+        (Query { before: Some(u64::MAX), ..all.clone() }, vec![0, 1, 2, 3, 4]),
         (Query { event: some("ExecStarted"), ..all.clone() }, vec![3]),
         (Query { sandbox: some("s2"), ..all.clone() }, vec![1, 4]),
         (Query { agent: some("spiffe://a/x"), sandbox: some("s1"), ..all.clone() }, vec![0, 2, 3]),
@@ -292,7 +295,8 @@ fn drainers_that_meet_take_each_record_once() {
         }
         for _ in 0..3 {
             all.spawn(|| {
-                let (schedule, signer) = (HeadSchedule { records: 100, after: Duration::MAX }, TestSigner::new(NAME, 1));
+                let (schedule, signer) =
+                    (HeadSchedule { records: 100, after: Duration::MAX }, TestSigner::new(NAME, 1));
                 while writing.load(std::sync::atomic::Ordering::SeqCst) > 0 {
                     let mut ledger = Ledger::open(&path, "node-1").unwrap();
                     let done = ledger.drain(&Inbox::at(&root), &schedule, &signer, SystemTime::now()).unwrap();
