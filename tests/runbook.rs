@@ -70,6 +70,7 @@ fn node() -> Network {
 fn pool(operator: &Operator) {
     operator.ok(&format!(
         "systemctl start etcd containerd creto-egress creto-runtime
+        creto-runtime-cli enable --node
         creto-runtime-cli enable --runtime gvisor
         creto-runtime-cli pool delete agent-executor-pool || true
         creto-runtime-cli terminate --all --force
