@@ -190,8 +190,7 @@ async fn what_is_refused_changes_nothing_and_the_sandbox_waits_on() {
     let secret = |name: &str| Asked { secrets: vec![SecretRef::File(name.into())], ..asked("c-1") };
     let bad = PolicyRef::Inline(json!({"rules": [{"destination": "*", "action": "Allow"}]}));
     let refuses = |code| Some(Broken::Refuses(code));
-    let (forbidden, invalid, unavailable) =
-        (Code::PERMISSION_DENIED, Code::INVALID_ARGUMENT, Code::UNAVAILABLE);
+    let (forbidden, invalid, unavailable) = (Code::PERMISSION_DENIED, Code::INVALID_ARGUMENT, Code::UNAVAILABLE);
     for (what, asked, broken, revoked, code, cause) in [
         ("a revoked agent", asked("c-1"), None, true, forbidden, Cause::IdentityRejected),
         ("a token of nobody's", nobody(true), None, false, forbidden, Cause::IdentityRejected),

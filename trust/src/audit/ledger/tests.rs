@@ -292,7 +292,8 @@ fn drainers_that_meet_take_each_record_once() {
         }
         for _ in 0..3 {
             all.spawn(|| {
-                let (schedule, signer) = (HeadSchedule { records: 100, after: Duration::MAX }, TestSigner::new(NAME, 1));
+                let (schedule, signer) =
+                    (HeadSchedule { records: 100, after: Duration::MAX }, TestSigner::new(NAME, 1));
                 while writing.load(std::sync::atomic::Ordering::SeqCst) > 0 {
                     let mut ledger = Ledger::open(&path, "node-1").unwrap();
                     let done = ledger.drain(&Inbox::at(&root), &schedule, &signer, SystemTime::now()).unwrap();
