@@ -10,12 +10,13 @@ use trust::id::{AgentId, SandboxId};
 use crate::admission::admit;
 use crate::api::types::{SandboxView, SpawnRequest, Usage};
 use crate::containerd;
-use crate::ending::{Manner, end, give_up};
+use crate::ending::{Manner, end, end_soon, give_up};
 use crate::error::SpawnError;
 use crate::logs::Position;
 use crate::making::{First, fresh_id, make};
 use crate::pool::member::{Change, Input};
 use crate::ports::Ports;
+use crate::recovery::has_ended;
 use crate::sandbox::{Phase, Sandbox};
 use crate::store::{Filter, StoreError};
 
@@ -83,6 +84,11 @@ impl SandboxManager {
                 let change = Change { attestation: made.attestation, expires_at, ..Change::default() };
                 ports.metrics.spawned(backend.name(), began.elapsed());
                 let started = ports.store.advance(&id, Input::Started(made.fence), change, ports.now()).await;
+                drop(hand);
+                // Its command may have ended while it was in hand: whoever heard of that could do nothing then.
+                if let Some(status) = ports.exits.of(&id) {
+                    end_soon(ports, &id, Input::ended("exited", has_ended(status)), Manner::Forced);
+                }
                 started.map_err(SpawnError::Store)
             }
             Err(error) => {
