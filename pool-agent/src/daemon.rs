@@ -1,5 +1,6 @@
 //! creto-pool-agent from its start to SIGTERM. Sandboxes outlive it: the next one adopts them.
 
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -83,6 +84,7 @@ async fn serve(root: Root) -> Result<(), DaemonFailed> {
     let mut end = doing("signals", signal(SignalKind::terminate()))?;
     let mut interrupt = doing("signals", signal(SignalKind::interrupt()))?;
     let mut reload = doing("signals", signal(SignalKind::hangup()))?;
+    let _alone = alone(&root)?;
     let ports = Arc::new(open(root).await?);
     let pools = WarmPoolManager::new(ports.clone());
     let sandboxes = SandboxManager::new(ports.clone());
@@ -117,6 +119,21 @@ async fn serve(root: Root) -> Result<(), DaemonFailed> {
     tracing::info!("creto-pool-agent ends; its sandboxes go on");
     let _ = std::fs::remove_file(socket);
     Ok(())
+}
+
+/// Two agents of one root would take each other's sandboxes for leftovers. The kernel lets go of the lock when its holder ends, however
+/// that ends.
+fn alone(root: &Root) -> Result<File, DaemonFailed> {
+    let path = root.agent_lock();
+    doing(root.run().display().to_string(), std::fs::create_dir_all(root.run()))?;
+    let lock = File::options().create(true).truncate(false).write(true).open(&path);
+    let lock = doing(path.display().to_string(), lock)?;
+    let locked = lock.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => io::Error::new(io::ErrorKind::AddrInUse, "another creto-pool-agent runs here"),
+        TryLockError::Error(error) => error,
+    });
+    doing(path.display().to_string(), locked)?;
+    Ok(lock)
 }
 
 async fn open(root: Root) -> Result<Ports, DaemonFailed> {
