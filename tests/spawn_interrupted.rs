@@ -14,9 +14,11 @@ use creto_runtime::containerd::{
     Usage, quietly,
 };
 use creto_runtime::spawn::{Cause, Node as Parts, SpawnFailed, Step, spawn};
+use nix::sys::signal::Signal;
 
 use crate::harness::agent::Agent;
-use crate::harness::{Node, Setup};
+use crate::harness::process::Running;
+use crate::harness::{Node, Setup, wait_until};
 
 /// Has containerd killed in front of one call, once.
 struct Killer {
@@ -145,5 +147,27 @@ fn killed_at_any_moment_of_a_creation_it_leaves_nothing_that_a_removal_does_not_
         }
         agent.block_on(agent.remove("s"));
         agent.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_client_that_is_killed_at_any_moment_of_a_creation_leaves_nothing_that_a_removal_does_not_find() {
+    let node = Node::with(Setup::default());
+    for after in [0, 10, 30, 60, 100, 150, 200, 250, 300, 400] {
+        let args = node.run_args("s", &["--detach"], &["sleep", "1000"]);
+        let client = Running::start(node.ctr_command(&args));
+        wait_until("it has a shim", || !node.shims().is_empty());
+        #[expect(clippy::disallowed_methods, reason = "any moment is as good as any other; this thread is its own")]
+        thread::sleep(Duration::from_millis(after));
+        client.signal(Signal::SIGKILL);
+        client.finish_without_input();
+        if node.task("s").is_some() {
+            node.ctr(&["task", "rm", "--force", "s"]);
+        }
+        wait_until("the container is gone", || {
+            node.ctr(&["container", "rm", "s"]);
+            node.ctr(&["container", "ls", "-q"]).ok().is_empty()
+        });
+        node.assert_nothing_left();
     }
 }

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use super::etcd::Version;
+
 /// A containerd that `scripts/setup` installs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Containerd {
@@ -84,6 +86,18 @@ pub fn busybox() -> PathBuf {
 /// An OCI archive of an image of Debian's Python.
 pub fn python() -> PathBuf {
     part_dir("python").join("python.tar")
+}
+
+/// An etcd: the system's, or one beside it.
+pub fn etcd(version: Version) -> PathBuf {
+    match version {
+        Version::V3_4 => {
+            let found =
+                ["/usr/bin/etcd", "/usr/local/bin/etcd"].map(PathBuf::from).into_iter().find(|path| path.exists());
+            found.expect("etcd is not installed: run scripts/setup system")
+        }
+        Version::V3_7 => part_dir("etcd-3.7").join("bin/etcd"),
+    }
 }
 
 /// The distribution project's registry.

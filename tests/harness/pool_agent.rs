@@ -49,16 +49,29 @@ impl<'a> PoolAgent<'a> {
         Self { network, process: Mutex::default() }
     }
 
-    /// Starts it, after it has ended.
+    /// Starts it, after it has ended, and waits until it is healthy.
     pub fn restart(&self) {
+        self.launch();
+        let healthy = poll(|| (self.cli(&["health"]).status == 0).then_some(()));
+        assert!(healthy.is_some(), "creto-pool-agent is not healthy; its log:\n{}", self.log());
+    }
+
+    /// Starts it, and does not wait for it.
+    pub fn launch(&self) {
         let node = &self.network.node;
         let log = fs::File::options().create(true).append(true).open(node.path("agent.log")).unwrap();
         let mut command = self.network.host.command(parts::pool_agent().to_str().unwrap());
         command.arg("--root").arg(node.path("creto")).stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         *self.process.lock().unwrap() = Some(command.spawn().unwrap());
-        let healthy = poll(|| (self.cli(&["health"]).status == 0).then_some(()));
-        assert!(healthy.is_some(), "creto-pool-agent is not healthy; its log:\n{}", self.log());
+    }
+
+    /// Starts it where it has ended by itself, as a service manager does.
+    pub fn revive(&self) {
+        let ended = self.process.lock().unwrap().as_mut().is_some_and(|child| child.try_wait().unwrap().is_some());
+        if ended {
+            self.launch();
+        }
     }
 
     /// Sends it a signal that it outlives.
