@@ -4,6 +4,8 @@
 
 mod harness;
 
+mod api_hard_inputs;
+mod api_schema;
 mod attestation;
 mod audit;
 mod authz;

@@ -5,6 +5,7 @@ pub mod agent;
 pub mod cli;
 pub mod containerd;
 pub mod events;
+pub mod http;
 pub mod images;
 pub mod internet;
 pub mod kata;

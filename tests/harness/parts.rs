@@ -96,6 +96,11 @@ pub fn verifiers() -> PathBuf {
     part_dir("verifiers").join("lib")
 }
 
+/// What asks an API by its description: Python's libraries, schemathesis among them.
+pub fn schemathesis() -> PathBuf {
+    part_dir("schemathesis").join("lib")
+}
+
 fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace")
 }
