@@ -38,7 +38,9 @@ fn assert_well(network: &Network, agent: &PoolAgent) {
 fn what_is_wrong_with_a_request_is_said_and_harms_nobody() {
     let network = Network::with(backend("gvisor"), &[("web", POLICY)], "");
     let agent = PoolAgent::start(&network, SHORT);
-    let ask = |method: &str, path: &str, headers: &str, body: &str| over_socket(&network, &question(method, path, headers, body));
+    let ask = |method: &str, path: &str, headers: &str, body: &str| {
+        over_socket(&network, &question(method, path, headers, body))
+    };
     let spawn = |body: &str| ask("POST", "/v1/sandboxes", JSON, body);
 
     for (what, path, status, code) in [
@@ -76,8 +78,16 @@ fn what_is_wrong_with_a_request_is_said_and_harms_nobody() {
         ("an unknown member", "{\"spec\":{\"image\":\"a\"},\"colour\":\"red\"}", "invalid-body"),
         ("one further in", "{\"spec\":{\"image\":\"a\",\"privileged\":true}}", "invalid-body"),
         ("a member twice", "{\"spec\":{\"image\":\"a\"},\"spec\":{\"image\":\"b\"}}", "invalid-body"),
-        ("a span that overflows", "{\"spec\":{\"image\":\"a\",\"ttl\":\"18446744073709551615s 1000ms\"}}", "invalid-body"),
-        ("more than a number", "{\"spec\":{\"image\":\"a\",\"resourceLimits\":{\"memoryBytes\":1e400}}}", "invalid-body"),
+        (
+            "a span that overflows",
+            "{\"spec\":{\"image\":\"a\",\"ttl\":\"18446744073709551615s 1000ms\"}}",
+            "invalid-body",
+        ),
+        (
+            "more than a number",
+            "{\"spec\":{\"image\":\"a\",\"resourceLimits\":{\"memoryBytes\":1e400}}}",
+            "invalid-body",
+        ),
         ("half a character", "{\"name\":\"\\ud800\"}", "invalid-body"),
         ("a path out", "{\"spec\":{\"image\":\"a\",\"cwd\":\"/../..\"}}", "invalid-body"),
         ("no such policy", "{\"spec\":{\"image\":\"a\",\"networkPolicy\":\"none\"}}", "policy-invalid"),
@@ -89,7 +99,9 @@ fn what_is_wrong_with_a_request_is_said_and_harms_nobody() {
     assert_problem("10 MB", &spawn(&"x".repeat(10 << 20)), 413, "body-too-large");
     let kind = "Content-Type: text/plain\r\n";
     assert_problem("another kind", &ask("POST", "/v1/sandboxes", kind, "{}"), 415, "unsupported-media-type");
-    for (method, path) in [("PUT", "/health"), ("TRACE", "/v1/sandboxes"), ("FROB", "/v1/sandboxes"), ("OPTIONS", "/metrics")] {
+    for (method, path) in
+        [("PUT", "/health"), ("TRACE", "/v1/sandboxes"), ("FROB", "/v1/sandboxes"), ("OPTIONS", "/metrics")]
+    {
         let answer = ask(method, path, "", "");
         assert_problem(method, &answer, 405, "method-not-allowed");
         assert!(answer.header("allow").is_some_and(|allow| allow.contains("get")), "{method}: {}", answer.head);
@@ -102,7 +114,11 @@ fn what_is_wrong_with_a_request_is_said_and_harms_nobody() {
         ("a thousand headers", question("GET", "/health", &"X: a\r\n".repeat(1000), ""), &[431]),
         ("two lengths", question("POST", "/v1/sandboxes", "Content-Length: 7\r\n", "{}"), &[400]),
         ("a length that is none", question("POST", "/v1/sandboxes", "Content-Length: -1\r\n", ""), &[400]),
-        ("a large query", question("GET", &format!("/v1/sandboxes?selector={}", "a".repeat(40_000)), "", ""), &[400, 414]),
+        (
+            "a large query",
+            question("GET", &format!("/v1/sandboxes?selector={}", "a".repeat(40_000)), "", ""),
+            &[400, 414],
+        ),
     ] {
         let answer = over_tcp(&network, &bytes);
         assert!(statuses.contains(&answer.status), "{what}: {:?}", answer.head);
@@ -138,7 +154,8 @@ fn who_is_slow_is_sent_away_and_keeps_nobody_waiting() {
     // Files may take as long as they like, so long as they come.
     let id = agent.cli(&["spawn", "--image", BUSYBOX, "--", "sleep", "1000"]).ok();
     let id = id.trim();
-    let tar = format!("PUT /v1/sandboxes/{id}/files?path=/tmp HTTP/1.1\r\nHost: creto\r\nContent-Length: 10240\r\n\r\nx");
+    let tar =
+        format!("PUT /v1/sandboxes/{id}/files?path=/tmp HTTP/1.1\r\nHost: creto\r\nContent-Length: 10240\r\n\r\nx");
     assert_problem("half a tar", &over_socket(&network, tar.as_bytes()), 408, "body-timeout");
     assert_well(&network, &agent);
     agent.clear();
@@ -185,7 +202,10 @@ fn no_token_but_a_fresh_one_of_ones_own_counts() {
     // Each sees its own, by a token that is good once.
     let own = ask(&statement, &bearer(&good));
     assert_eq!(own.status, 200, "{}", own.json());
-    assert!(network.node.verify(&own.body, &Default::default(), Default::default()).is_ok(), "the envelope, as it is kept");
+    assert!(
+        network.node.verify(&own.body, &Default::default(), Default::default()).is_ok(),
+        "the envelope, as it is kept"
+    );
     assert_problem("the same once more", &ask(&statement, &bearer(&good)), 401, "identity-rejected");
     assert_problem("another's", &ask(&statement, &bearer(&other.token(&audience, "5"))), 404, "attestation-not-found");
     let listed = |agent: &Agent, jti: &str| ask("/v1/attestations", &bearer(&agent.token(&audience, jti))).json();

@@ -35,7 +35,8 @@ impl Document {
     fn assert_fits(&self, operation: &str, answer: &Answer) {
         let paths = self.0["paths"].as_object().unwrap().values();
         let mut all = paths.flat_map(|path| path.as_object().unwrap().values());
-        let said = all.find(|one| one["operationId"] == operation).unwrap_or_else(|| panic!("no operation {operation}"));
+        let said =
+            all.find(|one| one["operationId"] == operation).unwrap_or_else(|| panic!("no operation {operation}"));
         let response = &said["responses"][answer.status.to_string()];
         assert!(response.is_object(), "{operation}: {} is not in the document: {}", answer.status, answer.json());
         let Some(content) = response["content"].as_object() else {
@@ -44,7 +45,8 @@ impl Document {
         let media = answer.header("content-type").unwrap_or_default();
         let schema = content.get(media).unwrap_or_else(|| panic!("{operation}: {media} is not in the document"));
         let Some(schema) = schema.get("schema") else { return };
-        let body = if media.starts_with("text/") { json!(String::from_utf8_lossy(&answer.body)) } else { answer.json() };
+        let body =
+            if media.starts_with("text/") { json!(String::from_utf8_lossy(&answer.body)) } else { answer.json() };
         let whole = json!({ "allOf": [schema], "components": self.0["components"] });
         jsonschema::validate(&whole, &body).unwrap_or_else(|e| panic!("{operation}: {e}: {body}"));
     }
@@ -74,7 +76,8 @@ fn each_answer_is_as_the_document_says() {
     good("createPool", "POST", "/v1/warm-pools", &pool);
     ask("createPool", "POST", "/v1/warm-pools", &pool);
     agent.wait_ready("demo", 1);
-    let claim = json!({ "agent": owner.id, "networkPolicy": "web", "idempotencyKey": "1", "command": ["sleep", "1000"] });
+    let claim =
+        json!({ "agent": owner.id, "networkPolicy": "web", "idempotencyKey": "1", "command": ["sleep", "1000"] });
     let claimed = good("claim", "POST", "/v1/warm-pools/demo/claims", &claim.to_string());
     let id = claimed["sandbox"]["id"].as_str().unwrap().to_owned();
     let spec = json!({ "spec": { "image": BUSYBOX, "command": ["sh", "-c", "echo out; sleep 1000"], "networkPolicy": { "rules": [] } }, "name": "box" });
@@ -127,9 +130,18 @@ fn each_answer_is_as_the_document_says() {
 
 /// Runs schemathesis inside the node's network, bounded and the same each time.
 #[track_caller]
-fn ask_everything(network: &Network, agent: &PoolAgent, port: u16, config: Option<PathBuf>, checks: &str, more: &[&str]) {
+fn ask_everything(
+    network: &Network,
+    agent: &PoolAgent,
+    port: u16,
+    config: Option<PathBuf>,
+    checks: &str,
+    more: &[&str],
+) {
     let mut command = network.host.command("python3");
-    command.args(["-c", "from schemathesis.cli import schemathesis; schemathesis()"]).env("PYTHONPATH", parts::schemathesis());
+    command
+        .args(["-c", "from schemathesis.cli import schemathesis; schemathesis()"])
+        .env("PYTHONPATH", parts::schemathesis());
     command.env("HOME", network.node.path("")).current_dir(network.node.path("")); // where it leaves its things
     if let Some(config) = config {
         command.arg("--config-file").arg(config);
