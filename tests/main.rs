@@ -5,6 +5,8 @@
 mod harness;
 
 mod agent_http;
+mod api_hard_inputs;
+mod api_schema;
 mod attestation;
 mod audit;
 mod authz;

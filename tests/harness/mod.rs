@@ -7,6 +7,7 @@ pub mod cli;
 pub mod containerd;
 pub mod etcd;
 pub mod events;
+pub mod http;
 pub mod images;
 pub mod internet;
 pub mod kata;

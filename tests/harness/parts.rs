@@ -120,6 +120,11 @@ pub fn openmetrics() -> PathBuf {
     part_dir("openmetrics").join("lib")
 }
 
+/// What asks an API by its description: Python's libraries, schemathesis among them.
+pub fn schemathesis() -> PathBuf {
+    part_dir("schemathesis").join("lib")
+}
+
 fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace")
 }
