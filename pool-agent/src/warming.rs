@@ -92,7 +92,7 @@ impl WarmPoolManager {
                     let why = if sandbox.phase == Phase::Warming { Why::Interrupted } else { Why::Over };
                     end_soon(self.ports(), &sandbox.id, Input::swept(why.code(), why.sentence()), Manner::Forced);
                 }
-                Phase::Claimed if ports.now().since(sandbox.changed_at) >= CLAIM_GRACE => {
+                Phase::Claimed if self.ports().now().since(sandbox.changed_at) >= CLAIM_GRACE => {
                     let why = Why::Interrupted;
                     end_soon(self.ports(), &sandbox.id, Input::swept(why.code(), why.sentence()), Manner::Forced);
                 }
