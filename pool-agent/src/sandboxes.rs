@@ -84,9 +84,9 @@ impl SandboxManager {
                 ports.metrics.spawned(backend.name(), began.elapsed());
                 let started = ports.store.advance(&id, Input::Started(made.fence), change, ports.now()).await;
                 let started = started.map_err(SpawnError::Store)?;
+                drop(hand); // before the look: whoever hears of its end later can take it
                 if let Some(status) = ports.exits.of(&id) {
                     // Whoever heard of it found it in our hand.
-                    drop(hand);
                     let message = format!("its first process has ended with {status}");
                     end_soon(ports, &id, Input::ended("exited", message), Manner::Forced);
                 }
