@@ -90,10 +90,11 @@ impl<'a> PoolAgent<'a> {
     /// How many callers it has at its socket.
     pub fn connections(&self) -> usize {
         let socket = self.network.node.path("creto/run/pool-agent.sock").display().to_string();
-        let of_host = self.network.host.inside(|| fs::read_to_string("/proc/thread-self/net/unix").unwrap());
+        // The kernel makes both ends of a connection in the client's namespace: this one.
+        let all = fs::read_to_string("/proc/thread-self/net/unix").unwrap();
         // Num RefCount Protocol Flags Type St Inode Path: one that listens is of state 01, one that is connected of 03 (unix(7)).
         let is_connected = |line: &&str| line.ends_with(&*socket) && line.split_whitespace().nth(5) == Some("03");
-        of_host.lines().filter(is_connected).count()
+        all.lines().filter(is_connected).count()
     }
 
     /// What it has logged.
