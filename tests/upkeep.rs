@@ -231,7 +231,8 @@ async fn embedded(root: Root) {
     let request =
         ClaimRequest { network_policy: Some("web".parse().unwrap()), on_empty: OnEmpty::Wait, ..Default::default() };
     let caller = Caller { agent: None, proven: Proven::Operator };
-    let claimed = runtime.pools.claim(&"demo".parse().unwrap(), &request, &caller).await.unwrap();
+    let pool = runtime.pools.get(&"demo".parse().unwrap()).await.unwrap();
+    let claimed = runtime.pools.claim(&pool, &request, &caller).await.unwrap();
     let id = claimed.sandbox.id;
     assert!(
         claimed.warm && runtime.egress.fences().await.unwrap().iter().any(|l| l.fence.sandbox.id == id.to_string())
