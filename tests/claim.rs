@@ -5,6 +5,7 @@ use std::fs;
 use creto_runtime::shim::ShimError;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use trust::refusal::Cause;
 use trust::sandbox_api::{Claim, Phase, Policy, RebindRequest};
 
 use crate::harness::network::Network;
@@ -55,7 +56,10 @@ fn a_waiting_sandbox_becomes_one_agents_once_and_proves_it() {
     assert!(claims(before.lines().next().unwrap()).get("act").is_none());
 
     let refused = shim.rebind(&claim("m", "c-0", &revoked)).unwrap_err();
-    assert!(matches!(&refused, ShimError::Rejected(why) if why.contains("is revoked")), "{refused}");
+    assert!(
+        matches!(&refused, ShimError::Because { cause: Cause::IdentityRejected, message } if message.contains("is revoked")),
+        "{refused}"
+    );
     assert_eq!(standing(&shim), (Claim::Waiting, String::new()));
     let elsewhere = shim.rebind(&claim("other", "c-0", &agent)).unwrap_err();
     assert!(matches!(elsewhere, ShimError::NotFound(_)), "{elsewhere}");
@@ -179,11 +183,17 @@ fn a_waiting_sandbox_reaches_nothing_and_a_claimed_one_what_its_policy_allows() 
     network.stop_egress(Signal::SIGKILL);
     let request = RebindRequest { policy: Some(Policy::named("web")), ..claim("m", "c-1", &agent) };
     let down = shim.rebind(&request).unwrap_err();
-    assert!(matches!(&down, ShimError::Unavailable(why) if why.contains("systemctl start creto-egress")), "{down}");
+    assert!(
+        matches!(&down, ShimError::Because { cause: Cause::EgressUnavailable, message } if message.contains("systemctl start creto-egress")),
+        "{down}"
+    );
     assert_eq!((standing(&shim).0, reached("m")), (Claim::Waiting, [false; 3]));
     network.start_egress();
     let unknown = RebindRequest { policy: Some(Policy::named("nowhere")), ..request.clone() };
-    assert!(matches!(shim.rebind(&unknown), Err(ShimError::Invalid(_))));
+    assert!(matches!(
+        shim.rebind(&unknown),
+        Err(ShimError::Because { cause: Cause::PolicyInvalid, .. } | ShimError::Invalid(_))
+    ));
     assert_eq!(reached("m"), [false; 3]);
 
     let bound = shim.rebind(&request).unwrap();

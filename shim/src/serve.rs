@@ -19,8 +19,8 @@ use crate::{create, paths, reaper, rebind, sys};
 
 /// How long a killed sandbox may take to be reaped.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// How long containerd may take from the `start` action to Create.
-const FIRST_TASK: Duration = Duration::from_secs(30);
+/// How long containerd may take from the `start` action to Create, and from the last Delete to Shutdown.
+const NO_TASK: Duration = Duration::from_secs(30);
 /// A pod looks so often whether containerd still has anything of it.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -74,7 +74,7 @@ async fn serve(call: &Call, listener: UnixListener, place: Place) -> Result<(), 
             // about is swept by the `delete` action, from disk.
             return Ok(());
         }
-        () = unused(&pod) => tracing::warn!("no task was created: containerd has given up"),
+        () = unused(&pod) => tracing::warn!("there is no task: containerd has given up"),
         () = forgotten(&pod, &first) => {
             tracing::warn!("containerd has nothing of this pod any more: ending it");
             pod.end_when_empty(); // what is just being made is undone
@@ -90,11 +90,14 @@ async fn serve(call: &Call, listener: UnixListener, place: Place) -> Result<(), 
     Ok(())
 }
 
-/// Resolves when containerd has failed between `start` and Create: then it knows of no shim and never ends it.
+/// Resolves when there has been no task for so long: containerd has failed between `start` and Create, or whoever had the last one
+/// deleted went before containerd had said Shutdown. Then it knows of no shim and never ends it.
 async fn unused(pod: &Pod) {
-    tokio::time::sleep(FIRST_TASK).await;
-    if !pod.is_empty() || pod.creating.try_lock().is_err() {
-        std::future::pending().await
+    let mut empty = Duration::ZERO;
+    while empty < NO_TASK {
+        tokio::time::sleep(LOOK).await;
+        let is_empty = pod.is_empty() && pod.creating.try_lock().is_ok();
+        empty = if is_empty { empty + LOOK } else { Duration::ZERO };
     }
 }
 
