@@ -84,7 +84,7 @@ fn claims_while_all_is_killed(network: &Network, etcd: Option<&Etcd>) {
         let done: Vec<_> = work.into_iter().map(thread::ScopedJoinHandle::join).collect();
         enough.store(true, Ordering::Relaxed);
         let others = [killer, watcher, changer].map(thread::ScopedJoinHandle::join);
-        for failed in done.into_iter().chain(others).filter_map(Result::err) {
+        if let Some(failed) = done.into_iter().chain(others).find_map(Result::err) {
             std::panic::resume_unwind(failed);
         }
     });

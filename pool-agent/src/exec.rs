@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
@@ -132,18 +131,16 @@ impl Session {
         let (stdin, stdout, stderr) = (text(&input), text(&output), text(&errors));
         shim.exec(&Exec { process, spec: &spec, stdin: &stdin, stdout: &stdout, stderr: &stderr, terminal }).await?;
         guard.ended = false;
-        // Both ends open theirs at once: each open waits for the other.
+        // Both ends open theirs at once: each open waits for the other, but for stdin, which nobody reads where the process has ended already.
         let opened = async {
-            let stdin = match &input {
-                Some(path) => Some(pipe::Sender::from_file(open(path, OFlag::O_WRONLY).await?)?),
-                None => None,
-            };
+            let stdin = input.as_ref().map(|path| pipe::OpenOptions::new().read_write(true).open_sender(path));
+            let stdin = stdin.transpose()?;
             let stdout = match &output {
-                Some(path) => pipe::Receiver::from_file(open(path, OFlag::O_RDONLY).await?)?,
+                Some(path) => pipe::Receiver::from_file(open(path).await?)?,
                 None => return Err(io::Error::other("no stdout")),
             };
             let stderr = match &errors {
-                Some(path) => Some(pipe::Receiver::from_file(open(path, OFlag::O_RDONLY).await?)?),
+                Some(path) => Some(pipe::Receiver::from_file(open(path).await?)?),
                 None => None,
             };
             Ok(Ends { stdin, stdout, stderr })
@@ -188,17 +185,11 @@ impl Session {
     }
 }
 
-/// Opens one end of a FIFO when the other is opened.
-async fn open(path: &Path, how: OFlag) -> io::Result<std::fs::File> {
+/// Opens a FIFO to read when it is opened to write.
+async fn open(path: &Path) -> io::Result<std::fs::File> {
     let path = path.to_owned();
-    let opened = tokio::task::spawn_blocking(move || {
-        use std::os::unix::fs::OpenOptionsExt;
-        // Without O_NONBLOCK it waits; what is read later must not.
-        let mut options = std::fs::OpenOptions::new();
-        options.read(how == OFlag::O_RDONLY).write(how == OFlag::O_WRONLY).custom_flags(OFlag::O_CLOEXEC.bits());
-        options.open(path)
-    });
-    opened.await.map_err(io::Error::other)?
+    // Without O_NONBLOCK it waits; what is read later must not.
+    tokio::task::spawn_blocking(move || std::fs::File::open(path)).await.map_err(io::Error::other)?
 }
 
 async fn carry_out(mut from: pipe::Receiver, to: &mpsc::Sender<Frame>, wrap: fn(Bytes) -> Frame) {

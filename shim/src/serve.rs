@@ -61,7 +61,8 @@ async fn serve(call: &Call, listener: UnixListener, place: Place) -> Result<(), 
     let mut term = signal(SignalKind::terminate())?;
     let first = match &call.bundle {
         Some(bundle) => std::path::absolute(bundle)?,
-        None => std::env::current_dir()?, // where containerd has started us
+        // Where containerd has started us; nowhere, where it has failed meanwhile and removed that.
+        None => std::env::current_dir().unwrap_or_default(),
     };
     tokio::select! {
         () = pod.over.notified() => {}
