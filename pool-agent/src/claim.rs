@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use trust::id::{AgentId, ClaimId};
-use trust::sandbox_api::{Bound, Policy, Proven, RebindRequest};
+use trust::sandbox_api::{Bound, Proven, RebindRequest};
 
 use crate::admission::admit;
 use crate::api::types::{ClaimRequest, Claimed, OnEmpty, Took};
@@ -107,7 +107,7 @@ async fn all(
     };
     let bound_at = began.elapsed();
     let expires_at = spec.lifetime().map(|after| ports.now().plus(after));
-    let fence = bound.ruleset.parse().map_or(Fence::Sealed, Fence::Ruleset);
+    let fence = Fence::told(&bound.ruleset);
     let change = Change {
         agent: caller.agent.clone(),
         fence: Some(fence),
@@ -306,10 +306,7 @@ async fn bind(
         claim_id: claim.id.to_string(),
         agent: caller.agent.as_ref().map(ToString::to_string).unwrap_or_default(),
         proven: if caller.agent.is_some() { caller.proven as i32 } else { Proven::Unspecified as i32 },
-        policy: spec.network_policy.as_ref().map(|policy| match policy {
-            NetworkPolicy::Named(name) => Policy::named(name.to_string()),
-            NetworkPolicy::Inline(policy) => Policy::inline(policy.to_string()),
-        }),
+        policy: spec.network_policy.as_ref().map(NetworkPolicy::to_shim),
         secrets: spec.secrets.iter().map(ToString::to_string).collect(),
         pool: claim.pool.to_string(),
         pool_generation: generation,

@@ -8,7 +8,6 @@ use egress::client::{Client, ClientError, DEADLINE};
 use egress::policy::{Document, Protocol};
 use egress::protocol::{Answer, Ask, Code, Explain, Explained, Listed, Refusal, Reloaded, SandboxKey};
 use trust::id::SandboxId;
-use trust::sandbox_api::Policy;
 
 use crate::pool::member::{Change, Input};
 use crate::ports::Ports;
@@ -102,16 +101,12 @@ impl EgressController {
         let ports = &self.ports;
         ports.policies.resolve(&policy.to_ref()).map_err(|e| EgressError::Policy(e.to_string()))?;
         let before = ports.store.sandbox(id).await?.ok_or_else(|| StoreError::NotFound(id.clone()))?;
-        let asked = match &policy {
-            NetworkPolicy::Named(name) => Policy::named(name.to_string()),
-            NetworkPolicy::Inline(policy) => Policy::inline(policy.to_string()),
-        };
-        let bound = ports.shim(id).await?.update_policy(&id.to_string(), asked).await?;
+        let bound = ports.shim(id).await?.update_policy(&id.to_string(), policy.to_shim()).await?;
         let mut spec = before.spec;
         spec.network_policy = Some(policy);
         let change = Change {
             spec: Some(spec),
-            fence: Some(bound.ruleset.parse().map_or(Fence::Sealed, Fence::Ruleset)),
+            fence: Some(Fence::told(&bound.ruleset)),
             attestation: bound.statement_digest.parse().ok(),
             ..Change::default()
         };

@@ -16,7 +16,7 @@ use crate::ending::{Manner, end_soon};
 use crate::pool::member::{Change, Input};
 use crate::ports::Ports;
 use crate::sandbox::{Activity, Phase, Sandbox};
-use crate::store::{Filter, StoreError};
+use crate::store::StoreError;
 
 /// Of one processor. What does nothing uses less, its kernel and its timers among it.
 const FLOOR: f64 = 0.01;
@@ -114,12 +114,11 @@ struct Looked {
 }
 
 impl Idle {
-    /// Looks at those whose turn it is, and ends what is idle; asked once a second or so.
-    pub async fn look(&mut self, ports: &Arc<Ports>) -> Result<(), IdleError> {
+    /// Of `all` on this node, looks at those whose turn it is, and ends what is idle; asked once a second or so.
+    pub async fn look(&mut self, ports: &Arc<Ports>, all: &[Sandbox]) -> Result<(), IdleError> {
         self.sessions.extend(ports.sessions.seen());
-        let filter = Filter { phase: Some(Phase::Running), ..Filter::of_node(&ports.node) };
-        let mut running = ports.store.sandboxes(&filter).await?;
-        running.retain(|sandbox| sandbox.spec.idle_timeout.is_some());
+        let may_be_idle = |sandbox: &&Sandbox| sandbox.phase == Phase::Running && sandbox.spec.idle_timeout.is_some();
+        let mut running: Vec<_> = all.iter().filter(may_be_idle).collect();
         let there: HashSet<_> = running.iter().map(|sandbox| sandbox.id.clone()).collect();
         self.all.retain(|id, _| there.contains(id));
         self.sessions.retain(|id| there.contains(id));
@@ -132,7 +131,7 @@ impl Idle {
         for sandbox in running {
             // Of one that is not told of nothing is known: it has just ended, or its shim does not answer.
             if let Some(usage) = used.get(&sandbox.id.to_string()) {
-                self.look_at(ports, &sandbox, usage).await?;
+                self.look_at(ports, sandbox, usage).await?;
             }
         }
         Ok(())

@@ -12,23 +12,12 @@ use trust::id::SandboxId;
 
 use crate::containerd::stdio;
 use crate::ports::Ports;
-use crate::store::{Filter, StoreError};
+use crate::sandbox::Sandbox;
 
 /// What an output's file ends in; what was trimmed off it ends in `.log.1`.
 const EXTENSIONS: [&str; 2] = [".log", ".log.1"];
 /// What is read at once, in bytes.
 const PART: u64 = 32 << 10;
-
-/// Why output is not tidied.
-#[derive(Debug, thiserror::Error)]
-pub enum TidyError {
-    /// The agent's records.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The directory.
-    #[error("the directory of the sandboxes' output")]
-    Io(#[from] io::Error),
-}
 
 /// All output of this node. Whoever reads one and whoever trims it take turns, and a reader that was before the cut goes on behind it in
 /// what was kept.
@@ -175,14 +164,13 @@ pub fn last_lines(text: &[u8], lines: usize) -> &[u8] {
     }
 }
 
-/// Keeps all output within the limits.
-pub async fn tidy(ports: &Ports) -> Result<(), TidyError> {
-    let there = ports.store.sandboxes(&Filter::of_node(&ports.node)).await?;
-    let there: BTreeSet<String> = there.into_iter().map(|sandbox| sandbox.id.to_string()).collect();
+/// Keeps all output within the limits; `all` are this node's sandboxes.
+pub async fn tidy(ports: &Ports, all: &[Sandbox]) -> io::Result<()> {
+    let there: BTreeSet<String> = all.iter().map(|sandbox| sandbox.id.to_string()).collect();
     let (logs, limits) = (ports.logs.clone(), ports.config.limits.clone());
     let tidied =
         tokio::task::spawn_blocking(move || logs.tidy(&there, limits.log_bytes, limits.keep_logs, SystemTime::now()));
-    Ok(tidied.await.map_err(io::Error::other)??)
+    tidied.await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]

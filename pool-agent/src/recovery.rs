@@ -128,17 +128,14 @@ pub fn has_ended(status: u32) -> String {
     format!("its first process has ended with {status}")
 }
 
-/// Ends what has lived as long as it may; asked now and then.
-pub async fn expire(ports: &Arc<Ports>) -> Result<(), StoreError> {
-    let filter = Filter { phase: Some(Phase::Running), ..Filter::of_node(&ports.node) };
+/// Of `all` on this node, ends what has lived as long as it may; asked now and then.
+pub fn expire(ports: &Arc<Ports>, all: &[Sandbox]) {
     let now = ports.now();
-    for sandbox in ports.store.sandboxes(&filter).await? {
-        if sandbox.expires_at.is_some_and(|at| at <= now) {
-            let input = Input::ended("expired", "its time to live is over");
-            end_soon(ports, &sandbox.id, input, Manner::Graceful);
-        }
+    let over = |sandbox: &&Sandbox| sandbox.phase == Phase::Running && sandbox.expires_at.is_some_and(|at| at <= now);
+    for sandbox in all.iter().filter(over) {
+        let input = Input::ended("expired", "its time to live is over");
+        end_soon(ports, &sandbox.id, input, Manner::Graceful);
     }
-    Ok(())
 }
 
 #[cfg(test)]

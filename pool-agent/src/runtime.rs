@@ -31,7 +31,7 @@ use crate::spawn;
 use crate::store::etcd::Etcd;
 use crate::store::sqlite::Sqlite;
 use crate::store::told::Told;
-use crate::store::{Store, StoreError};
+use crate::store::{Filter, Store, StoreError};
 
 /// What has expired is looked for so often.
 const EXPIRE: Duration = Duration::from_secs(1);
@@ -212,17 +212,20 @@ async fn expire(ports: Arc<Ports>, sandboxes: SandboxManager) {
     let mut idle = Idle::default();
     loop {
         due.tick().await;
-        if let Err(error) = idle.look(&ports).await {
+        let all = match ports.store.sandboxes(&Filter::of_node(&ports.node)).await {
+            Ok(all) => all,
+            Err(error) => {
+                tracing::warn!(%error, "what has expired, is idle or is gone is not known");
+                continue;
+            }
+        };
+        if let Err(error) = idle.look(&ports, &all).await {
             tracing::warn!(%error, "what is idle is not known");
         }
-        if let Err(error) = recovery::expire(&ports).await {
-            tracing::warn!(%error, "what has expired is not known");
-        }
-        if let Err(error) = logs::tidy(&ports).await {
+        recovery::expire(&ports, &all);
+        if let Err(error) = logs::tidy(&ports, &all).await {
             tracing::warn!(%error, "the sandboxes' output is not tidied");
         }
-        if let Err(error) = sandboxes.count().await {
-            tracing::warn!(%error, "sandboxes are not counted");
-        }
+        sandboxes.count(&all);
     }
 }

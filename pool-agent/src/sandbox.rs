@@ -260,6 +260,13 @@ pub enum Fence {
     Ruleset(Digest),
 }
 
+impl Fence {
+    /// As a sandbox's shim tells it (docs/sandbox.proto, `Bound`): of a sandbox without a network it tells none.
+    pub fn told(ruleset: &str) -> Self {
+        ruleset.parse().map_or(Self::Sealed, Self::Ruleset)
+    }
+}
+
 /// Why a sandbox failed, or why it ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

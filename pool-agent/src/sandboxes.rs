@@ -191,12 +191,9 @@ impl SandboxManager {
         read.unwrap_or_else(|e| Err(std::io::Error::other(e))).map_err(|e| SandboxError::Log(id.clone(), e))
     }
 
-    /// How many sandboxes are in each phase, for the metrics.
-    pub async fn count(&self) -> Result<(), SandboxError> {
-        let filter = Filter::of_node(&self.ports.node);
-        let all = self.ports.store.sandboxes(&filter).await?;
+    /// How many of `all` on this node are in each phase, for the metrics.
+    pub fn count(&self, all: &[Sandbox]) {
         let count = |phase: Phase| (phase.name(), all.iter().filter(|s| s.phase == phase).count());
         self.ports.metrics.count_sandboxes(&Phase::ALL.map(count));
-        Ok(())
     }
 }

@@ -196,6 +196,14 @@ impl NetworkPolicy {
             Self::Inline(policy) => PolicyRef::Inline(policy.clone()),
         }
     }
+
+    /// As a sandbox's shim is told it.
+    pub fn to_shim(&self) -> trust::sandbox_api::Policy {
+        match self {
+            Self::Named(name) => trust::sandbox_api::Policy::named(name.to_string()),
+            Self::Inline(policy) => trust::sandbox_api::Policy::inline(policy.to_string()),
+        }
+    }
 }
 
 /// As in the annotation `creto.dev/network-policy`.
