@@ -20,7 +20,7 @@ use crate::backend::{Made, NewContainer};
 use crate::checkpoint::manifest;
 use crate::error::TaskError;
 use crate::events::timestamp;
-use crate::harden::{BackendKind, Policy};
+use crate::harden::{BackendKind, ForExecs, Policy};
 use crate::hooks::{Hooks, Moment};
 use crate::image::Asked;
 use crate::request::SandboxRequest;
@@ -103,8 +103,10 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
 
     *step = "hardening";
     let hooks = Hooks::take(&mut spec, id, &theirs)?;
-    let policy = Policy { profile: asked.profile, kind, host_network: settings.isolation.allow_host_network };
+    let (isolation, sysctls) = (settings.isolation, settings.gvisor.unsupported_sysctls);
+    let policy = Policy { profile: asked.profile, kind, build: backend.build(), isolation, sysctls };
     let mut spec = harden::harden(harden::real_sources(spec), policy)?;
+    let for_execs = Some(Arc::new(ForExecs::of(&spec, policy)));
     if harden::has_host_network(&spec) {
         bound.may_share_network()?;
     }
@@ -137,7 +139,7 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
         bound.record(events);
         bound.keep_fresh();
     }
-    Ok(Process { pid, io, hooks: Arc::new(hooks), policy: Some(policy), ..Process::new(stdio, theirs) })
+    Ok(Process { pid, io, hooks: Arc::new(hooks), for_execs, ..Process::new(stdio, theirs) })
 }
 
 /// Where a checkpoint waits for Start.

@@ -23,6 +23,7 @@ mod fence;
 pub mod fuzzing;
 mod harden;
 mod hooks;
+mod idmap;
 mod image;
 mod info;
 mod interfaces;

@@ -17,6 +17,7 @@ pub mod pool_agent;
 pub mod process;
 pub mod registry;
 pub mod shim;
+pub mod specs;
 pub mod terminal;
 pub mod trust;
 pub mod wire;

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::error::TaskError;
 use crate::exec::ExecProcess;
+use crate::harden::Build;
 use crate::options::TaskOptions;
 use crate::request::Maker;
 use crate::settings::Settings;
@@ -74,6 +75,11 @@ pub struct Ran {
 /// The sandbox of one pod. Phases are checked before a call comes here.
 #[async_trait]
 pub trait Backend: Send + Sync {
+    /// What the build that makes its sandboxes can do.
+    fn build(&self) -> Build {
+        Build::default()
+    }
+
     /// Makes a container, and with the first one the sandbox. Nothing of the workload runs.
     async fn create(&self, new: NewContainer<'_>) -> Result<Made, TaskError>;
 
