@@ -36,7 +36,7 @@ pub fn private_namespaces(spec: &mut Value, policy: Policy) -> Result<(), TaskEr
             let allowed = match kind {
                 "network" => " (or isolation.allow_host_network of runtime.toml, without the profile strict)",
                 "pid" if policy.kind != BackendKind::HostKernel => {
-                    " (or isolation.allow_host_pid of runtime.toml, which gives such a sandbox processes of its own)"
+                    " (or isolation.allow_host_pid of runtime.toml, without the profile strict: processes of its own)"
                 }
                 _ => "",
             };

@@ -227,7 +227,9 @@ fn rules(given: Vec<Rule>, default: Action) -> Result<Vec<Expressed>, TaskError>
             continue;
         }
         if args.is_empty() {
-            called.iter().for_each(|name| drop(whole.entry(name.clone()).or_insert(rules.len())));
+            for name in &called {
+                whole.entry(name.clone()).or_insert(rules.len());
+            }
         }
         rules.push(Expressed { names: called.into_iter().collect(), action, args });
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::view::{View, What};
+use super::view::{Place, View, What};
 use crate::bundle;
 use crate::error::TaskError;
 use crate::harden::{self, MOST_BINDS};
@@ -71,7 +71,12 @@ impl Covers {
         };
         let view = View::of(spec, root).map_err(|e| TaskError::Invalid(format!("mounts: {e}")))?;
         let mounts = spec["mounts"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let kind = |mount: Option<usize>| mount.map_or("", |n| mounts[n]["type"].as_str().unwrap_or_default());
+        // At /dev gVisor has devices, whatever the spec says.
+        let kind = |place: &Place| match place.mount {
+            Some(_) if place.at == Path::new("/dev") => "dev",
+            Some(n) => mounts[n]["type"].as_str().unwrap_or_default(),
+            None => "",
+        };
         let mut covers = Self::default();
         for path in masked {
             let field = "maskedPaths";
@@ -82,11 +87,11 @@ impl Covers {
                 What::Missing => continue, // as in runc
                 What::Directory => true,
                 What::File => false,
-                What::Gvisors if kind(place.mount) == "tmpfs" && found.path != place.at => continue, // it is empty
+                What::Gvisors if kind(place) == "tmpfs" && found.path != place.at => continue, // it is empty
                 What::Gvisors => {
                     let clean = found.path.display().to_string();
-                    let known = harden::hideable(&clean).filter(|_| kind(place.mount) == "proc");
-                    let tmpfs = (kind(place.mount) == "tmpfs" && clean != "/dev").then_some(true);
+                    let known = harden::hideable(&clean).filter(|_| kind(place) == "proc");
+                    let tmpfs = (kind(place) == "tmpfs").then_some(true);
                     known.or(tmpfs).ok_or_else(|| refuse(field, path, "gVisor's own cannot be hidden; omit it"))?
                 }
             };
@@ -109,9 +114,9 @@ impl Covers {
             }
             match (place.mount, found.what) {
                 (Some(n), _) if found.path == place.at => drop(covers.read_only.insert(n)),
-                (Some(n), What::Gvisors) if kind(Some(n)) == "tmpfs" => {} // nothing is there
-                (Some(n), What::Gvisors) => {
-                    let why = format!("is in gVisor's own {}, of which no part can be read-only; omit it", kind(Some(n)));
+                (Some(_), What::Gvisors) if kind(place) == "tmpfs" => {} // nothing is there
+                (Some(_), What::Gvisors) => {
+                    let why = format!("is in gVisor's own {}, of which no part can be read-only; omit it", kind(place));
                     return Err(refuse(field, path, &why));
                 }
                 // Others may write to a volume while this one is made, and put a link where the directory was.
@@ -214,7 +219,7 @@ mod tests {
         assert!(at(&spec, "/var/run/lock/inner").is_empty() && at(&spec, "/run/lock").is_empty(), "{spec}");
         for nothing in ["/nowhere", "/climbs", "/vol/out", "/new/x", "/etc/shadow/x"] {
             let (_dir, spec) = covered(&[nothing], &[nothing]).unwrap();
-            assert_eq!(spec["mounts"].as_array().unwrap().len(), 4, "{nothing}: {spec}");
+            assert_eq!(spec["mounts"].as_array().unwrap().len(), 5, "{nothing}: {spec}");
         }
     }
 
@@ -226,9 +231,9 @@ mod tests {
             assert!(!is_writable(one) && one["source"] == json!(dir.path().join(host)), "{one}");
         }
         let [new] = at(&spec, "/new")[..] else { panic!("{spec}") };
-        assert!(!is_writable(new) && spec["mounts"].as_array().unwrap().len() == 6, "{spec}");
+        assert!(!is_writable(new) && spec["mounts"].as_array().unwrap().len() == 7, "{spec}");
         let (_dir, spec) = covered(&[], &["/"]).unwrap();
-        assert_eq!((&spec["root"]["readonly"], spec["mounts"].as_array().unwrap().len()), (&json!(true), 4));
+        assert_eq!((&spec["root"]["readonly"], spec["mounts"].as_array().unwrap().len()), (&json!(true), 5));
         let (_dir, spec) = covered(&["/etc"], &["/etc/shadow"]).unwrap();
         assert!(at(&spec, "/etc/shadow").is_empty(), "{spec}");
     }
@@ -242,6 +247,8 @@ mod tests {
             (Some("/switches/net"), None, "linux.maskedPaths: /switches/net: ", "cannot be hidden"),
             (None, Some("/round"), "linux.readonlyPaths: /round: ", "circle"),
             (None, Some("/vol/sub"), "linux.readonlyPaths: /vol/sub: ", "by itself"),
+            (Some("/dev/null"), None, "linux.maskedPaths: /dev/null: ", "cannot be hidden"),
+            (None, Some("/dev/null"), "linux.readonlyPaths: /dev/null: ", "gVisor's own dev"),
             (None, Some("/switches"), "linux.readonlyPaths: /switches: ", "gVisor's own proc"),
         ] {
             let list = |path: Option<&'static str>| path.into_iter().collect::<Vec<_>>();

@@ -194,6 +194,7 @@ pub mod tests {
             {"destination": "/proc", "type": "proc"},
             {"destination": "/vol", "type": "bind", "source": dir.join("volume"), "options": ["rbind", "rw"]},
             {"destination": "/new", "type": "tmpfs"},
+            {"destination": "/dev", "type": "tmpfs"},
         ]})
     }
 
