@@ -4,6 +4,7 @@
 
 mod harness;
 
+mod agent_http;
 mod attestation;
 mod audit;
 mod authz;
@@ -39,9 +40,11 @@ mod pause_resume;
 mod pod;
 mod pull;
 mod quickstart;
+mod readiness;
 mod revocation;
 mod rootfs;
 mod run_exec_attach;
+mod runbook;
 mod seccomp;
 mod secrets;
 mod security_context;
@@ -49,5 +52,6 @@ mod spawn;
 mod spawn_interrupted;
 mod stdio;
 mod stock_verifiers;
+mod upkeep;
 mod user_namespaces;
 mod warm_pool;

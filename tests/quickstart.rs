@@ -1,9 +1,9 @@
-//! The README's first command: from a clone to a container in a sandbox and a fence around another, and nothing left.
+//! The README's first command: from a clone to a container in a sandbox, a fence around another and a claim of a third, and nothing left.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::sys::signal::Signal;
 
@@ -11,7 +11,7 @@ use crate::harness::process::{Finished, Running};
 use crate::harness::{leaks, parts};
 
 fn start(args: &[&str]) -> Running {
-    let _built = (parts::shim_dir(), parts::cli(), parts::egress()); // it builds them too, but not within a test's patience
+    let _built = (parts::shim_dir(), parts::cli(), parts::egress(), parts::hold()); // it builds them too, but not within a test's patience
     // Whoever runs the tests in the background has the shell ignore ^C for them, and a shell that begins so cannot trap it.
     let mut command = Command::new("env");
     command.arg("--default-signal=INT").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/quickstart"));
@@ -22,6 +22,15 @@ fn start(args: &[&str]) -> Running {
 
 fn quickstart(args: &[&str]) -> Finished {
     start(args).finish_without_input()
+}
+
+/// All that one run shows; each test looks at a part of it.
+fn shown() -> &'static Finished {
+    static SHOWN: OnceLock<Finished> = OnceLock::new();
+    SHOWN.get_or_init(|| {
+        let _alone = alone();
+        quickstart(&[])
+    })
 }
 
 /// Where it says that its node is.
@@ -56,8 +65,7 @@ fn alone() -> MutexGuard<'static, ()> {
 
 #[test]
 fn it_shows_the_sandbox_s_kernel_and_what_it_cost_and_leaves_nothing() {
-    let _alone = alone();
-    let said = quickstart(&[]);
+    let said = shown();
     assert!(said.text().contains("Starting gVisor...") && said.text().contains("/proc/version: Linux"), "{said:?}");
     assert!(said.stderr.contains(" ms"), "{said:?}");
     assert!(said.text().contains("spiffe://example.org/agents/quickstart/sandbox/quickstart"), "who it is: {said:?}");
@@ -67,13 +75,12 @@ fn it_shows_the_sandbox_s_kernel_and_what_it_cost_and_leaves_nothing() {
         said.text().contains("AttestationIssued") && said.text().contains("SandboxDeleted"),
         "the record: {said:?}"
     );
-    assert_nothing_left(&node(&said));
+    assert_nothing_left(&node(said));
 }
 
 #[test]
 fn it_shows_what_a_policy_lets_a_sandbox_reach_and_opens_more_of_it_without_a_restart() {
-    let _alone = alone();
-    let said = quickstart(&[]);
+    let said = shown();
     let text = said.text();
     let visits: Vec<&str> = text.lines().filter(|line| line.starts_with("  https://")).collect();
     for (visit, (site, outcome)) in visits.iter().zip([
@@ -96,14 +103,44 @@ fn it_shows_what_a_policy_lets_a_sandbox_reach_and_opens_more_of_it_without_a_re
     assert!(text.contains("Deny: closed.example:443 by sandbox default/network"), "why: {said:?}");
     assert!(said.stderr.contains("holds now for default/network"), "the rule: {said:?}");
     assert_eq!(said.status, 0, "{said:?}");
-    assert_nothing_left(&node(&said));
+    assert_nothing_left(&node(said));
+}
+
+/// The milliseconds of a row of the table of what a cold spawn and a warm claim cost.
+#[track_caller]
+fn costs(text: &str, row: &str) -> Vec<f64> {
+    let line = text.lines().find_map(|line| line.trim_start().strip_prefix(row));
+    let line = line.unwrap_or_else(|| panic!("no {row} in {text}"));
+    line.split(" ms").filter_map(|ms| ms.trim().parse().ok()).collect()
+}
+
+#[test]
+fn it_ends_with_a_warm_claim_beside_a_cold_spawn_and_with_what_the_agent_counts() {
+    let said = shown();
+    let text = said.text();
+    assert!(said.stderr.contains("ms with the way there), warm"), "{said:?}");
+    let hello = "for spiffe://example.org/agents/quickstart";
+    let greetings: Vec<&str> = text.lines().filter(|line| line.contains("hello from Python 3")).collect();
+    assert!(greetings.len() == 2 && greetings.iter().all(|line| line.ends_with(hello)), "{said:?}");
+    assert!(greetings[0].contains("in sandbox-") && greetings[1].contains("in demo-"), "{greetings:?}");
+    for row in ["the sandbox is its caller's", "and Python has said hello"] {
+        assert_eq!(costs(&text, row).len(), 2, "{text}");
+    }
+    for line in [
+        "Pool: demo",
+        r#"{"status":"healthy""#,
+        r#"creto_runtime_pool_claims_total{pool_id="demo",outcome="Hit"} 1"#,
+        r#"creto_runtime_pool_claim_latency_seconds_count{pool_id="demo"} 1"#,
+    ] {
+        assert!(text.lines().any(|shown| shown.starts_with(line)), "no {line}: {said:?}");
+    }
 }
 
 #[test]
 fn it_leaves_nothing_when_it_is_interrupted() {
     let _alone = alone();
     let running = start(&[]);
-    running.wait_for("  https://open.example answered");
+    running.wait_for("pool demo: 3 to 6 ready"); // members, their networks and mounts are there
     running.signal(Signal::SIGINT);
     let said = running.finish_without_input();
     assert_eq!(said.status, 130, "{said:?}");

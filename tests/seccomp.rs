@@ -37,7 +37,8 @@ fn with(specs: &Specs, script: &str, profile: Value) -> Value {
 fn what_a_profile_forbids_fails_inside_as_under_runc_and_threads_go_on() {
     let node = Node::start();
     let specs = Specs::of(&node);
-    let free = specs.same(&specs.spec("python3 -c 'import os; os.mkdir(\"/tmp/new\"); os.rmdir(\"/tmp/new\"); print(1)'"));
+    let free =
+        specs.same(&specs.spec("python3 -c 'import os; os.mkdir(\"/tmp/new\"); os.rmdir(\"/tmp/new\"); print(1)'"));
     assert_eq!(free, "1\n");
     let rules = json!([
         {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"},
@@ -108,14 +109,19 @@ fn a_profile_that_gvisor_cannot_express_is_refused_by_name_and_leaves_nothing() 
     let comparisons: Vec<_> =
         (0..10_000).map(|n| json!({"names": ["ioctl"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 1, "value": n, "op": "SCMP_CMP_EQ"}]})).collect();
     for (profile, parts) in [
-        (one(json!({"names": ["mkdir"], "action": "SCMP_ACT_LOG"})), ["linux.seccomp.syscalls[0].action", "SCMP_ACT_LOG"]),
+        (
+            one(json!({"names": ["mkdir"], "action": "SCMP_ACT_LOG"})),
+            ["linux.seccomp.syscalls[0].action", "SCMP_ACT_LOG"],
+        ),
         (profile("SCMP_ACT_NOTIFY", json!([])), ["linux.seccomp.defaultAction", "SCMP_ACT_NOTIFY"]),
         (
             json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_S390X"]}),
             ["linux.seccomp.architectures", "SCMP_ARCH_S390X"],
         ),
         (
-            one(json!({"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_FLY"}]})),
+            one(
+                json!({"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_FLY"}]}),
+            ),
             ["linux.seccomp.syscalls[0].args", "SCMP_CMP_FLY"],
         ),
         (profile("SCMP_ACT_ALLOW", json!(comparisons)), ["linux.seccomp", "at most"]),

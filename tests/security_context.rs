@@ -66,9 +66,11 @@ fn put_tree(root: &Path) {
     for file in ["data/dir/file", "data/deep/file", "data/file", "opt/real/file"] {
         fs::write(root.join(file), "x\n").unwrap();
     }
-    for (target, link) in
-        [("../opt/real", "data/relative"), ("/opt/real", "data/absolute"), ("../../../../../../data/file", "data/climbs")]
-    {
+    for (target, link) in [
+        ("../opt/real", "data/relative"),
+        ("/opt/real", "data/absolute"),
+        ("../../../../../../data/file", "data/climbs"),
+    ] {
         symlink(target, root.join(link)).unwrap();
     }
 }
@@ -88,7 +90,8 @@ fn what_is_masked_shows_nothing_and_what_is_read_only_cannot_be_written_anywhere
         let write = "for f in /data/file /data/dir/file /data/dir/new /data/relative/file /opt/real/new /data/deep/file /etc/new; do \
                      echo y 2>/dev/null >> $f && echo $f; done; rm -r /data/dir 2>/dev/null; cat /data/dir/file; true";
         let mut spec = specs.spec(write);
-        spec["linux"]["readonlyPaths"] = json!(["/data/file", "/data/dir", "/data/relative", "/data/none", "/data/deep/../../etc"]);
+        spec["linux"]["readonlyPaths"] =
+            json!(["/data/file", "/data/dir", "/data/relative", "/data/none", "/data/deep/../../etc"]);
         assert_eq!(specs.same(&spec), "/data/deep/file\nx\n", "{runsc:?}");
         node.assert_nothing_left();
     }
@@ -101,7 +104,8 @@ fn masks_and_read_only_paths_cover_volumes_too_and_what_cannot_be_is_refused_by_
     let volume = node.path("volume");
     fs::create_dir_all(volume.join("sub")).unwrap();
     fs::write(volume.join("sub/file"), "x\n").unwrap();
-    let mut spec = specs.spec("wc -c < /vol/sub/file; touch /vol/new || echo read-only; touch /other/sub/file && echo written");
+    let mut spec =
+        specs.spec("wc -c < /vol/sub/file; touch /vol/new || echo read-only; touch /other/sub/file && echo written");
     mount(&mut spec, bind(&volume, "/vol", &["rbind", "rw"]));
     mount(&mut spec, bind(&volume, "/other", &["rbind", "rw"]));
     spec["linux"]["maskedPaths"] = json!(["/vol/sub/file"]);
@@ -176,7 +180,8 @@ fn groups_umask_and_limits_are_those_of_the_spec() {
                   python3 -c 'import os\nfor n in range(99):\n  try: os.dup(0)\n  except OSError as e: print(e.errno); break'";
     let mut spec = specs.spec(script);
     spec["process"]["user"] = json!({"uid": 1000, "gid": 1001, "additionalGids": [7, 8], "umask": 0o27});
-    spec["process"]["capabilities"] = json!({"bounding": ["CAP_KILL"], "permitted": ["CAP_KILL"], "effective": ["CAP_KILL"]});
+    spec["process"]["capabilities"] =
+        json!({"bounding": ["CAP_KILL"], "permitted": ["CAP_KILL"], "effective": ["CAP_KILL"]});
     let limit = |kind: &str, soft: u64, hard: u64| json!({"type": kind, "soft": soft, "hard": hard});
     spec["process"]["rlimits"] =
         json!([limit("RLIMIT_NOFILE", 33, 44), limit("RLIMIT_STACK", 1 << 20, 1 << 21), limit("RLIMIT_CORE", 0, 0)]);
@@ -226,7 +231,10 @@ fn a_sysctl_is_set_or_so_anyway_or_refused_by_name_and_the_operator_may_let_it_p
     let matters = with("echo up", json!({"net.ipv4.ip_local_port_range": "20000 20100"}));
     assert_eq!(specs.run(RUNC, &matters).ok(), "up\n");
     let said = specs.refusal(&matters);
-    assert!(said.contains("linux.sysctl: net.ipv4.ip_local_port_range") && said.contains("unsupported_sysctls"), "{said}");
+    assert!(
+        said.contains("linux.sysctl: net.ipv4.ip_local_port_range") && said.contains("unsupported_sysctls"),
+        "{said}"
+    );
     fs::write(node.path("creto/etc/runtime.toml"), "[gvisor]\nunsupported_sysctls = \"warn\"\n").unwrap();
     assert_eq!(specs.run(RUNTIME, &matters).ok(), "up\n");
     wait_until("the log to say so", || node.log().contains("gVisor cannot set it"));
@@ -266,9 +274,11 @@ fn what_is_the_hosts_own_is_refused_with_a_sentence_for_operators() {
         spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != kind);
         spec
     };
-    for (kind, part) in
-        [("network", "isolation.allow_host_network"), ("pid", "isolation.allow_host_pid"), ("ipc", "no sandbox has that")]
-    {
+    for (kind, part) in [
+        ("network", "isolation.allow_host_network"),
+        ("pid", "isolation.allow_host_pid"),
+        ("ipc", "no sandbox has that"),
+    ] {
         let said = specs.refusal(&without(kind));
         assert!(said.contains("linux.namespaces: ") && said.contains(kind) && said.contains(part), "{said}");
     }
@@ -299,7 +309,10 @@ fn what_is_out_of_any_range_is_refused_and_leaves_nothing() {
         (at("/linux/resources/pids/limit", json!(-9)), "linux.resources.pids.limit: -9"),
         (at("/linux/rootfsPropagation", json!("rshared")), "linux.rootfsPropagation: "),
         (at("/mounts/0/type", json!("ext4")), "gVisor has not"),
-        (at("/process/rlimits", json!([{"type": "RLIMIT_FLY", "soft": 1, "hard": 1}])), "process.rlimits: \"RLIMIT_FLY\""),
+        (
+            at("/process/rlimits", json!([{"type": "RLIMIT_FLY", "soft": 1, "hard": 1}])),
+            "process.rlimits: \"RLIMIT_FLY\"",
+        ),
     ] {
         let said = specs.refusal(&spec);
         assert!(said.contains(field), "{field}: {said}");
@@ -331,7 +344,8 @@ fn what_was_made_so_is_in_the_attested_summary() {
     let specs = Specs::of(&node);
     put_tree(specs.root());
     let mut spec = specs.spec("cat /run/creto/attestation.dsse.json");
-    spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO"}]});
+    spec["linux"]["seccomp"] =
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO"}]});
     spec["linux"]["maskedPaths"] = json!(["/data/dir"]);
     spec["linux"]["readonlyPaths"] = json!(["/data/file"]);
     let envelope = specs.run(RUNTIME, &spec).ok();

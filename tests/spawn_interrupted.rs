@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use creto_runtime::containerd::{
@@ -115,5 +116,34 @@ fn killed_between_two_steps_it_is_away_and_nothing_is_half_made() {
         assert!(is_unavailable(&failed) && failed.step == step, "{at}: {failed:?}");
         agent.assert_nothing_left();
         runs_and_goes(&agent, "s");
+    }
+}
+
+#[test]
+fn killed_at_any_moment_of_a_creation_it_leaves_nothing_that_a_removal_does_not_find() {
+    let node = Node::with(Setup::default());
+    let agent = Agent::of(&node, "10-creto.conflist");
+    runs_and_goes(&agent, "warm");
+    for after in [0, 20, 60, 120, 200, 300, 450] {
+        let spawned = thread::scope(|scope| {
+            let node = &node;
+            scope.spawn(move || {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "any moment is as good as any other; this thread is its own"
+                )]
+                thread::sleep(Duration::from_millis(after));
+                node.kill_containerd();
+                node.start_containerd();
+            });
+            agent.block_on(agent.spawn(agent.wanted("s", &["sleep", "1000"])))
+        });
+        match spawned {
+            // It was faster, and what runs is not touched by containerd's end.
+            Ok(_) => assert_eq!(agent.block_on(agent.containerd.list(None)).unwrap().len(), 1, "after {after} ms"),
+            Err(failed) => assert!(is_unavailable(&failed), "after {after} ms: {failed:?}"),
+        }
+        agent.block_on(agent.remove("s"));
+        agent.assert_nothing_left();
     }
 }

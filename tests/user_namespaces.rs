@@ -71,15 +71,23 @@ fn a_workload_in_a_user_namespace_reads_who_it_is_and_execs_and_its_map_is_gviso
     let specs = Specs::of(&node);
     give_all(specs.root());
     for user in [0, 1000] {
-        let mut spec = in_user_namespace(&specs, "id -u; wc -c < /run/creto/identity.jwt | grep -vc '^0$'; cat /proc/self/uid_map");
+        let mut spec = in_user_namespace(
+            &specs,
+            "id -u; wc -c < /run/creto/identity.jwt | grep -vc '^0$'; cat /proc/self/uid_map",
+        );
         spec["process"]["user"] = json!({"uid": user, "gid": user});
         let said = specs.run(RUNTIME, &spec).ok();
         assert_eq!(said, format!("{user}\n1\n         0          0 4294967295\n"));
-        assert_eq!(specs.run(RUNC, &{
-            let mut spec = in_user_namespace(&specs, "id -u");
-            spec["process"]["user"] = json!({"uid": user, "gid": user});
-            spec
-        }).ok(), format!("{user}\n"));
+        assert_eq!(
+            specs
+                .run(RUNC, &{
+                    let mut spec = in_user_namespace(&specs, "id -u");
+                    spec["process"]["user"] = json!({"uid": user, "gid": user});
+                    spec
+                })
+                .ok(),
+            format!("{user}\n")
+        );
     }
     node.run_detached("c", &["--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"], &["sleep", "1000"]);
     assert_eq!(node.exec("c", "e", &["sh", "-c", "id -u; touch /new; stat -c %u /new"]).ok(), "0\n0\n");

@@ -118,7 +118,7 @@ fn no_member_is_handed_out_twice() {
 }
 
 /// An HTTP question over TCP, and its answer: the status and the body.
-fn http(network: &Network, method: &str, path: &str, token: Option<&str>, body: &str) -> (u16, Value) {
+pub fn http(network: &Network, method: &str, path: &str, token: Option<&str>, body: &str) -> (u16, Value) {
     let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
     let length = body.len();
     let asked = format!(

@@ -13,8 +13,10 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use egress::daemon::netns::Port;
 use egress::daemon::ruleset::Slot;
 use egress::policy::{Action, AddressRule};
+use egress::protocol::Interface;
 use lab::{Lab, ask, fences};
 
 const ROUND_TRIPS: usize = 20_000;
@@ -23,6 +25,10 @@ const TOTAL: usize = 2 << 30;
 fn allow(net: &str) -> AddressRule {
     let net = net.parse().unwrap();
     AddressRule { rule: "1".into(), net, ports: vec![], protocol: None, action: Action::Allow }
+}
+
+fn interfaces(ports: &[Port]) -> Vec<Interface> {
+    ports.iter().map(|port| port.interface.clone()).collect()
 }
 
 fn slot(number: u16) -> Slot {
@@ -77,7 +83,7 @@ fn main() {
         let without = throughput(&lab, &host);
         fences.attach(slot(1), &a, &rules).unwrap();
         let with = throughput(&lab, &host);
-        fences.detach(slot(1)).unwrap();
+        fences.detach(slot(1), &interfaces(&a)).unwrap();
         println!(
             "{round}: no fence {without:.2} GB/s, allowed by address {with:.2} GB/s: {:.0} %",
             100.0 * with / without
@@ -92,9 +98,19 @@ fn main() {
     println!("attach, the first hundred: {}", quantiles((2..=101).map(attach).collect()));
     (102..=400).for_each(|number| _ = attach(number));
     println!("attach, the last hundred of 500: {}", quantiles((401..=500).map(attach).collect()));
+    // As a claim does it.
+    let change = |number: u16| took(|| fences.change(slot(number), &copies[usize::from(number) - 2], &rules).unwrap());
+    println!("another policy, of 500: {}", quantiles((2..=101).map(change).collect()));
     println!("round trip beside 500: {}", round_trips(&stream));
     println!(
         "detach, of 500: {}",
-        quantiles((1..=500).map(|number| took(|| fences.detach(slot(number)).unwrap())).collect())
+        quantiles(
+            (2..=500)
+                .map(|number| {
+                    let interfaces = interfaces(&copies[usize::from(number) - 2]);
+                    took(|| fences.detach(slot(number), &interfaces).unwrap())
+                })
+                .collect()
+        )
     );
 }

@@ -78,6 +78,8 @@ pub enum Ask {
     Revoke(SandboxKey),
     /// The policies' files are read again now, and those of the decision point. Answer: `reloaded`.
     Reload,
+    /// What is counted, as OpenMetrics text. Answer: `metrics`.
+    Metrics,
     /// The sandbox's fence, now and whenever it changes. Answers: `fence`, again and again.
     Watch(SandboxKey),
 }
@@ -114,6 +116,8 @@ pub enum Answer {
     Explained(Explained),
     /// What was read.
     Reloaded(Reloaded),
+    /// OpenMetrics 1.0, to its end.
+    Metrics(String),
     /// It is done.
     Done,
     /// It is not.
@@ -228,6 +232,7 @@ pub struct Explain {
 }
 
 /// A judgement.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Explained {

@@ -13,13 +13,17 @@ const MEMINFO: &str = "/proc/meminfo";
 
 /// Refuses where a sandbox of this backend may not be made now.
 pub async fn admit(ports: &Ports, backend: Backend) -> Result<(), SpawnError> {
+    let there = ports.store.sandboxes(&Filter::of_node(&ports.node)).await.map_err(SpawnError::Store)?.len();
+    admit_beside(ports, backend, there).await
+}
+
+/// The same, for whoever knows how many sandboxes are on this node.
+pub async fn admit_beside(ports: &Ports, backend: Backend, there: usize) -> Result<(), SpawnError> {
     match drained(&ports.store.drained(&ports.node).await.map_err(SpawnError::Store)?, backend) {
         Some(None) => return Err(SpawnError::NodeDraining),
         Some(Some(backend)) => return Err(SpawnError::BackendDrained(backend)),
         None => {}
     }
-    let filter = Filter::of_node(&ports.node);
-    let there = ports.store.sandboxes(&filter).await.map_err(SpawnError::Store)?.len();
     let limits = &ports.config.limits;
     if there >= limits.sandboxes {
         let why = format!("{there} sandboxes are on this node, which may have {} (limits.sandboxes)", limits.sandboxes);
@@ -44,9 +48,9 @@ pub fn drained(drains: &[Drain], backend: Backend) -> Option<Option<Backend>> {
     if whole { Some(None) } else { itself.then_some(Some(backend)) }
 }
 
-/// A node's drain, of one backend.
-pub fn drain(node: &NodeId, backend: Backend) -> Drain {
-    Drain { node: node.clone(), backend: Some(backend) }
+/// A node's drain, of one backend or as a whole.
+pub fn drain(node: &NodeId, backend: Option<Backend>) -> Drain {
+    Drain { node: node.clone(), backend }
 }
 
 /// MemAvailable of /proc/meminfo (proc_meminfo(5)), in bytes.
@@ -78,8 +82,8 @@ mod tests {
     #[test]
     fn a_drained_node_is_drained_for_every_backend() {
         let node: NodeId = "n".parse().unwrap();
-        let whole = Drain { node: node.clone(), backend: None };
-        let kata = drain(&node, Backend::Kata);
+        let whole = drain(&node, None);
+        let kata = drain(&node, Some(Backend::Kata));
         for (drains, backend, found) in [
             (vec![], Backend::Gvisor, None),
             (vec![kata.clone()], Backend::Gvisor, None),

@@ -8,11 +8,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use trust::id::{AgentId, ClaimId, PoolName};
+use trust::id::{AgentId, ClaimId};
 use trust::sandbox_api::{Bound, Policy, Proven, RebindRequest};
 
 use crate::admission::admit;
 use crate::api::types::{ClaimRequest, Claimed, OnEmpty, Took};
+use crate::causes;
 use crate::ending::give_up;
 use crate::error::{ClaimError, SpawnError};
 use crate::making::{First, fresh_id, make, micros};
@@ -21,15 +22,18 @@ use crate::pool::member::{Change, Input};
 use crate::pool::template::{Mode, Pool};
 use crate::pools::WarmPoolManager;
 use crate::ports::{Hand, Ports};
+use crate::readiness;
 use crate::running::{self, Command};
 use crate::sandbox::{Claim, Fence, Phase, Sandbox};
-use crate::shim::ShimError;
+use crate::shim::{Shim, ShimError};
 use crate::spec::{NetworkPolicy, SandboxSpec};
 use crate::store::{StoreError, TakeRequest, Taken};
 
 /// How long a claim may take where its caller does not say.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// In the place of members that are lost a claim tries so many others.
+const OTHERS: u32 = 4;
 /// Whoever has a member in hand that a claim took lets it go within so many moments.
 const LETS_GO: u32 = 200;
 /// A moment.
@@ -47,50 +51,58 @@ pub struct Caller {
 /// Hands a member over, or what `request` says where none is ready.
 pub async fn claim(
     pools: &WarmPoolManager,
-    name: &PoolName,
+    pool: &Pool,
     request: &ClaimRequest,
     caller: &Caller,
 ) -> Result<Claimed, ClaimError> {
     let began = Instant::now();
-    let done = all(pools, name, request, caller, began).await;
+    let done = all(pools, pool, request, caller, began).await;
     let outcome = match &done {
         Ok(claimed) if claimed.warm => Outcome::Hit,
         Ok(_) => Outcome::Cold,
         Err(ClaimError::Timeout { .. } | ClaimError::Empty(_)) => Outcome::Empty,
         Err(_) => Outcome::Failed,
     };
-    pools.ports().metrics.claimed(&name.to_string(), outcome, began.elapsed());
+    pools.ports().metrics.claimed(&pool.name.to_string(), outcome, began.elapsed());
     done
 }
 
 async fn all(
     pools: &WarmPoolManager,
-    name: &PoolName,
+    pool: &Pool,
     request: &ClaimRequest,
     caller: &Caller,
     began: Instant,
 ) -> Result<Claimed, ClaimError> {
     let ports = pools.ports();
-    let pool = ports.store.pool(name).await.map_err(ClaimError::Store)?;
-    let pool = pool.ok_or_else(|| ClaimError::PoolNotFound(name.clone()))?;
     let spec = asked(&pool.template.spec, request);
     if let Some(policy) = &spec.network_policy {
         ports.policies.resolve(&policy.to_ref()).map_err(|e| ClaimError::PolicyInvalid(e.to_string()))?;
     }
-    pools.count_claim(name).await;
+    pools.count_claim(&pool.name);
 
-    let (member, hand, warm) = take(pools, &pool, request, caller, began).await?;
-    if member.phase == Phase::Running {
-        let took = Took { total: micros(began.elapsed()), ..Took::default() };
-        return Ok(Claimed { sandbox: member, warm, took }); // asked before, and done before
-    }
-    let taken = began.elapsed();
-    let bound = match bind(ports, &member, &spec, caller).await {
-        Ok(bound) => bound,
-        Err(error) => {
-            give_up(ports, &hand, error.code(), error.to_string()).await;
-            pools.look();
-            return Err(error);
+    let mut lost = 0;
+    let (member, hand, warm, taken, shim, bound) = loop {
+        let (member, hand, warm) = take(pools, pool, request, caller, began).await?;
+        if member.phase == Phase::Running {
+            let took = Took { total: micros(began.elapsed()), ..Took::default() };
+            return Ok(Claimed { sandbox: member, warm, took }); // asked before, and done before
+        }
+        let taken = began.elapsed();
+        match bind(ports, &member, &spec, caller).await {
+            Ok((shim, bound)) => break (member, hand, warm, taken, shim, bound),
+            Err(error) => {
+                give_up(ports, &hand, error.code(), error.to_string()).await;
+                pools.look();
+                match error {
+                    // It is the member that cannot be claimed, and nothing of the claim's is in it: another one may do.
+                    ClaimError::MemberLost(why) if lost < OTHERS => {
+                        tracing::warn!(sandbox = %member.id, pool = %pool.name, why, "a member is lost: the claim takes another");
+                        lost += 1;
+                    }
+                    error => return Err(error),
+                }
+            }
         }
     };
     let bound_at = began.elapsed();
@@ -102,27 +114,31 @@ async fn all(
         attestation: bound.statement_digest.parse().ok(),
         expires_at,
         spec: Some(spec.clone()),
+        ..Change::default()
     };
     let input = if warm { Input::Bound } else { Input::Started(fence) };
     let sandbox = ports.store.advance(&member.id, input, change, ports.now()).await.map_err(ClaimError::Store)?;
     let kept = began.elapsed();
     if pool.template.mode == Mode::Hold && !spec.command.is_empty() {
         let command = Command { args: spec.command, env: spec.env, cwd: spec.cwd, user: request.user.clone() };
-        if let Err(error) = running::start(ports, &sandbox.id, &command).await {
+        if let Err(error) = running::start(ports, &shim, &sandbox.id, &command).await {
             give_up(ports, &hand, "start-failed", error.to_string()).await;
             return Err(ClaimError::Spawn(SpawnError::StartFailed(error.to_string())));
         }
-        running::watch(ports, &sandbox.id);
+        running::watch(ports, Some(shim), &sandbox.id);
     }
+    let started = began.elapsed();
     drop(hand);
     pools.look(); // one more is wanted
     let took = Took {
         take: micros(taken),
         bind: micros(bound_at - taken),
         keep: micros(kept - bound_at),
+        start: micros(started - kept),
         total: micros(began.elapsed()),
+        steps: bound.took.unwrap_or_default().into(),
     };
-    tracing::info!(sandbox = %sandbox.id, pool = %name, agent = caller.agent.as_ref().map(tracing::field::display), warm, took = took.total, "claimed");
+    tracing::info!(sandbox = %sandbox.id, pool = %pool.name, agent = caller.agent.as_ref().map(tracing::field::display), warm, took = took.total, "claimed");
     Ok(Claimed { sandbox, warm, took })
 }
 
@@ -251,8 +267,12 @@ async fn cold(
         }
         Err(error) => return Err(ClaimError::Store(error)),
     };
-    let first = First::of_member(pool.template.mode);
-    let made = match tokio::time::timeout(within, make(ports, &wished, first)).await {
+    let first = First::of_member(&pool.template);
+    let made = async {
+        let made = make(ports, &wished, first).await?;
+        readiness::wait(ports, &wished.id, pool.template.readiness.as_ref()).await.map(|()| made)
+    };
+    let made = match tokio::time::timeout(within, made).await {
         Ok(made) => made,
         Err(_) => Err(SpawnError::Timeout { waited: within, step: "making a sandbox for the claim".into() }),
     };
@@ -269,7 +289,12 @@ async fn cold(
 }
 
 /// The member's shim does it, once; under its claim's id it may be asked again.
-async fn bind(ports: &Ports, member: &Sandbox, spec: &SandboxSpec, caller: &Caller) -> Result<Bound, ClaimError> {
+async fn bind(
+    ports: &Ports,
+    member: &Sandbox,
+    spec: &SandboxSpec,
+    caller: &Caller,
+) -> Result<(Shim, Bound), ClaimError> {
     let claim = member.claim.as_ref().ok_or_else(|| ClaimError::BindFailed("its record names no claim".into()))?;
     let generation = member.pool.as_ref().map(|member| member.generation.to_string()).unwrap_or_default();
     let request = RebindRequest {
@@ -285,11 +310,10 @@ async fn bind(ports: &Ports, member: &Sandbox, spec: &SandboxSpec, caller: &Call
         pool: claim.pool.to_string(),
         pool_generation: generation,
     };
-    let shim = ports.shim(&member.id).await.map_err(|e| ClaimError::BindFailed(e.to_string()))?;
-    shim.rebind(&request).await.map_err(|error| match error {
-        ShimError::Rejected(why) => ClaimError::IdentityRejected(why),
-        ShimError::Invalid(why) => ClaimError::PolicyInvalid(why),
-        ShimError::Unavailable(why) => ClaimError::EgressUnavailable(why),
-        other => ClaimError::BindFailed(other.to_string()),
-    })
+    let shim = ports.shim(&member.id).await.map_err(|error| match error {
+        ShimError::NotFound(why) => ClaimError::MemberLost(why), // containerd has no such task any more
+        error => causes::of_claim(error),
+    })?;
+    let bound = shim.rebind(&request).await.map_err(causes::of_claim)?;
+    Ok((shim, bound))
 }

@@ -76,9 +76,44 @@ pub struct Api {
     pub concurrent: usize,
     /// The largest body, in bytes.
     pub body_bytes: usize,
-    /// How long a request's head may take.
+    /// How long a request's head may take, or a handshake of TLS.
     #[serde(with = "humantime_serde")]
     pub head: Duration,
+    /// How long a body may take.
+    #[serde(with = "humantime_serde")]
+    pub body: Duration,
+    /// A caller over TCP that takes nothing of its answer for so long is cut off.
+    #[serde(with = "humantime_serde")]
+    pub stall: Duration,
+    /// The table `[api.rate]`.
+    pub rate: Rates,
+    /// The table `[api.tls]`: TLS over TCP.
+    pub tls: Option<Tls>,
+}
+
+/// The table `[api.rate]`: how often something may be asked over TCP, a second in the long run and at once after a rest. 0: as often as
+/// one likes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rates {
+    /// By one address (of IPv6: its /64), without a token that counts.
+    pub anonymous: u32,
+    /// The same at once.
+    pub anonymous_burst: u32,
+    /// By one agent, with its tokens.
+    pub agent: u32,
+    /// The same at once.
+    pub agent_burst: u32,
+}
+
+/// The table `[api.tls]`. Read anew at SIGHUP.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The certificates (PEM), the node's own first.
+    pub certificate: PathBuf,
+    /// Its private key (PEM).
+    pub key: PathBuf,
 }
 
 /// The table `[limits]`.
@@ -191,7 +226,17 @@ impl Default for Api {
             concurrent: 256,
             body_bytes: 1 << 20,
             head: Duration::from_secs(10),
+            body: Duration::from_secs(30),
+            stall: Duration::from_secs(60),
+            rate: Rates::default(),
+            tls: None,
         }
+    }
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self { anonymous: 200, anonymous_burst: 400, agent: 500, agent_burst: 1000 }
     }
 }
 
@@ -246,6 +291,8 @@ mod tests {
             ("[store]\nkind = \"etcd\"\nendpoints = []", "store.endpoints"),
             ("[store]\nkind = \"redis\"", "redis"),
             ("[api]\nlisten = \"8080\"", "HOST:PORT"),
+            ("[api.tls]\nkey = \"/k\"", "certificate"),
+            ("[api.rate]\nagent = -1", "agent"),
         ] {
             let error = read(text).expect_err(why).to_string();
             assert!(error.contains(why) && error.contains("c.toml"), "{error}");

@@ -79,6 +79,9 @@ pub enum ClaimError {
     SecretUnavailable(String),
     /// creto-egress does not answer; the member has been destroyed.
     EgressUnavailable(String),
+    /// Neither could the member be claimed any more, nor any that was tried in its place: creto-egress has lost their fences, or their shims are
+    /// gone. They have been destroyed.
+    MemberLost(String),
     /// The member could not be bound to its new identity; it has been destroyed.
     BindFailed(String),
     /// The idempotency key was used before, for another claim than this.
@@ -146,7 +149,11 @@ impl SpawnError {
                 503,
                 "choose another runtime, or enable it: creto-runtime-cli enable --runtime NAME",
             ),
-            Self::NodeDraining => Row("node-draining", 503, "use another node, or end the drain of this one"),
+            Self::NodeDraining => Row(
+                "node-draining",
+                503,
+                "use another node, or end the drain of this one: creto-runtime-cli enable --node",
+            ),
             Self::ResourceExhausted(_) => Row(
                 "resource-exhausted",
                 503,
@@ -203,7 +210,7 @@ impl ClaimError {
             Self::Draining(_) => Row(
                 "pool-draining",
                 503,
-                "use another pool or node, or end the drain: creto-runtime-cli pool enable POOL",
+                "use another pool or node, or end the drain: creto-runtime-cli pool enable POOL, enable --runtime NAME, enable --node",
             ),
             Self::IdentityRejected(_) => IDENTITY_REJECTED,
             Self::PolicyInvalid(_) => POLICY_INVALID,
@@ -212,6 +219,11 @@ impl ClaimError {
             Self::BindFailed(_) => {
                 Row("bind-failed", 503, "claim again; where it goes on, look at the log of creto-runtime.service")
             }
+            Self::MemberLost(_) => Row(
+                "member-lost",
+                503,
+                "claim again: the pool makes others; where it goes on, look at the logs of creto-egress and creto-runtime",
+            ),
             Self::KeyReused(_) => Row(
                 "idempotency-key-reused",
                 422,
@@ -263,6 +275,7 @@ impl fmt::Display for ClaimError {
             Self::PolicyInvalid(why) => write!(f, "PolicyInvalid({why:?})"),
             Self::SecretUnavailable(why) => write!(f, "SecretUnavailable({why:?})"),
             Self::EgressUnavailable(why) => write!(f, "EgressUnavailable({why:?})"),
+            Self::MemberLost(why) => write!(f, "MemberLost({why:?})"),
             Self::BindFailed(why) => write!(f, "BindFailed({why:?})"),
             Self::KeyReused(key) => write!(f, "KeyReused({key:?})"),
             Self::Spawn(_) => f.write_str("Spawn"),
@@ -278,7 +291,7 @@ fn shown(time: Duration) -> humantime::FormattedDuration {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
@@ -287,7 +300,7 @@ mod tests {
         "python:3.11".parse().unwrap()
     }
 
-    fn spawn_errors() -> Vec<SpawnError> {
+    pub(crate) fn spawn_errors() -> Vec<SpawnError> {
         let why = || "why".to_owned();
         vec![
             SpawnError::ImageNotFound(image()),

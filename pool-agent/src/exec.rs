@@ -8,13 +8,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use trust::id::SandboxId;
 
 use crate::channels::{Frame, STDIN, Size};
 use crate::containerd::stdio::Fifos;
+use crate::idle::InUse;
+use crate::logs::Position;
 use crate::making::fresh_id;
 use crate::ports::Ports;
 use crate::running::{self, Command, RunError};
@@ -25,8 +27,10 @@ use crate::shim::{Exec, Process, Shim, ShimError};
 const LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// A log that grows is looked at so often.
 const LOOK: Duration = Duration::from_millis(5);
-/// Whether its sandbox is there still is asked once for so many looks.
+/// Whether its sandbox is there still is asked once for so many looks …
 const PRESENT: u32 = 200;
+/// … and from then on, while nothing comes, the next look is so many times later.
+const QUIET: u32 = 10;
 /// What is carried at once, in bytes.
 const PART: usize = 32 << 10;
 
@@ -59,6 +63,7 @@ pub struct Session {
     id: String,
     exec: Guard,
     ends: Ends,
+    _in_use: InUse,
 }
 
 /// Where the process's bytes come and go.
@@ -111,6 +116,7 @@ impl Session {
         if command.args.is_empty() {
             return Err(ExecError::NoCommand);
         }
+        let in_use = ports.sessions.begin(&sandbox.id);
         let spec = running::process(&running::config(ports, &sandbox.id)?, command, terminal)?;
         let shim = ports.shim(&sandbox.id).await?;
         let exec = fresh_id("exec").map_err(|e| io::Error::other(e.to_string()))?.to_string();
@@ -151,12 +157,12 @@ impl Session {
             guard.ended = true;
             return Err(error.into());
         }
-        Ok(Self { shim, id, exec: guard, ends: ends? })
+        Ok(Self { shim, id, exec: guard, ends: ends?, _in_use: in_use })
     }
 
     /// Carries both ways until the process has ended and all that it wrote is told. Gives its exit code, or 128 + the signal.
     pub async fn run(self, from: mpsc::Receiver<Frame>, to: mpsc::Sender<Frame>) -> Result<u32, ExecError> {
-        let Self { shim, id, mut exec, ends } = self;
+        let Self { shim, id, mut exec, ends, _in_use } = self;
         let name = exec.exec.clone();
         let process = Process { id: &id, exec: &name };
         let Ends { stdin, stdout, stderr } = ends;
@@ -231,18 +237,31 @@ async fn carry_in(shim: &Shim, process: Process<'_>, mut stdin: Option<pipe::Sen
     }
 }
 
-/// The sandbox's own output, from its beginning, until its command has ended; gives the exit code. Also of one that has ended since.
-pub async fn attached(ports: &Ports, id: &SandboxId, to: mpsc::Sender<Frame>) -> Result<u32, ExecError> {
-    let log = ports.log(id);
-    let (mut at, mut looks) = (0, 0);
+/// The sandbox's own output from `position` on, until its command has ended; gives the exit code. Also of one that has ended since.
+pub async fn attached<T: Send + 'static>(
+    ports: &Ports,
+    id: &SandboxId,
+    mut position: Position,
+    to: mpsc::Sender<T>,
+    wrap: fn(Bytes) -> T,
+) -> Result<u32, ExecError> {
+    let _in_use = ports.sessions.begin(id);
+    let mut looks = 0;
     loop {
         let exit = ports.exits.of(id); // before the look at the log: what it wrote last is there then
-        let grown = follow(&log, &mut at, &to).await?;
-        if let (Some(status), false) = (exit, grown) {
-            return Ok(status);
+        let (logs, log) = (ports.logs.clone(), id.clone());
+        let read = tokio::task::spawn_blocking(move || logs.next(&log, &mut position).map(|part| (part, position)));
+        let part;
+        (part, position) = read.await.map_err(io::Error::other)??;
+        if !part.is_empty() {
+            looks = 0;
+            if to.send(wrap(part.into())).await.is_err() {
+                return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
+            }
+            continue;
         }
-        if to.is_closed() {
-            return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
+        if let Some(status) = exit {
+            return Ok(status);
         }
         // An agent that was restarted meanwhile may not have heard of the end.
         looks += 1;
@@ -252,33 +271,10 @@ pub async fn attached(ports: &Ports, id: &SandboxId, to: mpsc::Sender<Frame>) ->
         {
             return Err(ExecError::NotRunning(id.clone()));
         }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// Tells what the log has beyond `at`; whether there was anything.
-async fn follow(log: &Path, at: &mut u64, to: &mpsc::Sender<Frame>) -> io::Result<bool> {
-    let mut file = match tokio::fs::File::open(log).await {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        file => file?,
-    };
-    let length = file.metadata().await?.len();
-    if length < *at {
-        *at = 0; // it was trimmed: it goes on at its start
-    }
-    if length <= *at {
-        return Ok(false);
-    }
-    file.seek(io::SeekFrom::Start(*at)).await?;
-    let mut part = vec![0; PART];
-    loop {
-        let length = file.read(&mut part).await?;
-        if length == 0 {
-            return Ok(true);
-        }
-        *at += length as u64;
-        if to.send(Frame::Stdout(Bytes::copy_from_slice(&part[..length]))).await.is_err() {
-            return Ok(true);
+        let pause = if looks < PRESENT { LOOK } else { LOOK * QUIET };
+        tokio::select! {
+            () = to.closed() => return Err(io::Error::from(io::ErrorKind::BrokenPipe).into()),
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }

@@ -16,7 +16,7 @@ const OLD_HUB: &str = "index.docker.io";
 /// The longest name with its registry, in bytes.
 const NAME_BYTES: usize = 255;
 /// The longest tag, in bytes.
-const TAG_BYTES: usize = 128;
+pub(crate) const TAG_BYTES: usize = 128;
 /// How much of a bad name an error repeats, in characters.
 const SHOWN: usize = 120;
 

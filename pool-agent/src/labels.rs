@@ -8,11 +8,11 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// The longest name and the longest value, in bytes.
-const LONGEST: usize = 63;
+pub(crate) const LONGEST: usize = 63;
 /// The longest prefix of a key, in bytes.
-const PREFIX_BYTES: usize = 253;
+pub(crate) const PREFIX_BYTES: usize = 253;
 /// One sandbox has at most so many.
-const MOST: usize = 64;
+pub(crate) const MOST: usize = 64;
 
 /// A sandbox's labels.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

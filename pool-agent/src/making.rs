@@ -4,19 +4,25 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use trust::attestation::dsse::Envelope;
+use trust::attestation::statement::Statement;
 use trust::digest::Digest;
 use trust::id::{AgentId, SandboxId};
+use trust::refusal;
 
+use crate::causes;
 use crate::containerd::spec::Limits;
-use crate::containerd::{ContainersError, Refusal, Stdio, quietly};
+use crate::containerd::{ContainersError, Refusal, Stdio};
 use crate::error::SpawnError;
 use crate::image::ImageRef;
-use crate::pool::template::Mode;
+use crate::pool::template::{Mode, Probe, Template};
 use crate::ports::Ports;
+use crate::pulling;
 use crate::sandbox::{Fence, Sandbox};
-use crate::shim::ShimError;
+use crate::shim::{Process, ShimError};
 use crate::spawn::{self, Cause, Run, SpawnFailed, Step, Wanted};
 use crate::spec::SandboxSpec;
+use crate::statements;
 
 /// Labels of containers: by them a member is known when its record is lost.
 pub const POOL: &str = "creto.dev/pool";
@@ -27,6 +33,10 @@ const AGENT: &str = "creto.dev/agent";
 const BACKEND: &str = "creto.dev/backend";
 const RUNSC_PATH: &str = "creto.dev/runsc-path";
 const SECRETS: &str = "creto.dev/secrets";
+/// A statement's word for a sandbox without a network.
+const SEALED: &str = "sealed";
+/// A shim says so soon that something has ended.
+const PROMPT: Duration = Duration::from_secs(1);
 
 /// What runs in it first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,17 +44,23 @@ pub enum First {
     /// The holder: it waits, with deny-all, for whoever claims it.
     Hold,
     /// The workload, which nobody has claimed yet: with deny-all, too.
-    Unclaimed,
+    Unclaimed {
+        /// The holder is there, and asks from inside whether the workload is ready.
+        asked: bool,
+    },
     /// The workload.
     Workload,
 }
 
 impl First {
     /// Of a member of a pool.
-    pub fn of_member(mode: Mode) -> Self {
-        match mode {
+    pub fn of_member(template: &Template) -> Self {
+        match template.mode {
             Mode::Hold => Self::Hold,
-            Mode::Run => Self::Unclaimed,
+            Mode::Run => {
+                let probe = template.readiness.as_ref().map(|readiness| &readiness.probe);
+                Self::Unclaimed { asked: matches!(probe, Some(Probe::Tcp(_) | Probe::File(_))) }
+            }
         }
     }
 }
@@ -64,7 +80,7 @@ pub async fn make(ports: &Ports, sandbox: &Sandbox, first: First) -> Result<Made
     let spec = &sandbox.spec;
     let wanted = wanted(ports, sandbox, first)?;
     let within = ports.config.limits.spawn;
-    let spawned = tokio::time::timeout(within, spawn::spawn(&ports.maker, wanted, quietly())).await;
+    let spawned = tokio::time::timeout(within, spawn::spawn(&ports.maker, wanted, pulling::told(ports, sandbox))).await;
     match spawned {
         Ok(Ok(spawned)) => {
             tracing::info!(sandbox = %sandbox.id, backend = %spec.backend, pid = spawned.pid, took = ?began.elapsed(), steps = ?spawned.took, "made")
@@ -75,13 +91,35 @@ pub async fn make(ports: &Ports, sandbox: &Sandbox, first: First) -> Result<Made
             return Err(SpawnError::Timeout { waited: within, step: "making the sandbox".into() });
         }
     }
-    match described(ports, &sandbox.id, spec.network).await {
-        Ok(made) => Ok(made),
-        Err(error) => {
-            unmake(ports, &sandbox.id).await;
-            Err(SpawnError::StartFailed(format!("its shim does not describe it: {error}")))
-        }
+    let error = match described(ports, &sandbox.id, spec.network).await {
+        Ok(made) => return Ok(made),
+        Err(error) => error,
+    };
+    // Its command may be over by now, and its fence gone: it has run nevertheless.
+    if first == First::Workload
+        && has_ended(ports, &sandbox.id).await
+        && let Some(made) = stated(ports, &sandbox.id)
+    {
+        return Ok(made);
     }
+    unmake(ports, &sandbox.id).await;
+    Err(SpawnError::StartFailed(format!("its shim does not describe it: {error}")))
+}
+
+async fn has_ended(ports: &Ports, id: &SandboxId) -> bool {
+    let Ok(shim) = ports.shim(id).await else { return false };
+    let exit = shim.wait(Process::init(&id.to_string()), PROMPT).await;
+    exit.inspect(|exit| ports.exits.note(id, exit.status)).is_ok()
+}
+
+/// What one was behind that has ended, by the last statement about it: a shim runs nothing that has a network before its fence stands.
+fn stated(ports: &Ports, id: &SandboxId) -> Option<Made> {
+    let envelope = statements::find(&ports.root.attestations(), id, None).and_then(|kept| kept.current()).ok()?;
+    let envelope = Envelope::parse(&envelope).ok()?;
+    let statement = Statement::parse(envelope.unverified_payload()).ok()?;
+    let ruleset = statement.predicate().fence.as_ref().filter(|fence| fence.mechanism != SEALED);
+    let fence = ruleset.map_or(Fence::Sealed, |fence| Fence::Ruleset(fence.digest));
+    Some(Made { fence, attestation: Some(envelope.statement_digest()) })
 }
 
 /// What its shim says of a sandbox.
@@ -115,7 +153,13 @@ fn wanted(ports: &Ports, sandbox: &Sandbox, first: First) -> Result<Wanted, Spaw
     made.map_err(|e| SpawnError::ResourceExhausted(format!("the directory of {}: {e}", log.display())))?;
     let run = match first {
         First::Hold => Run::Hold(ports.holder.clone()),
-        First::Unclaimed | First::Workload => Run::Command((!spec.command.is_empty()).then(|| spec.command.clone())),
+        First::Unclaimed { .. } | First::Workload => {
+            Run::Command((!spec.command.is_empty()).then(|| spec.command.clone()))
+        }
+    };
+    let mounts = match first {
+        First::Unclaimed { asked: true } => vec![spawn::holder(&ports.holder)],
+        First::Hold | First::Unclaimed { asked: false } | First::Workload => Vec::new(),
     };
     Ok(Wanted {
         id: sandbox.id.clone(),
@@ -128,7 +172,7 @@ fn wanted(ports: &Ports, sandbox: &Sandbox, first: First) -> Result<Wanted, Spaw
         network: spec.network,
         annotations: annotations(spec, sandbox.agent.as_ref(), first),
         labels,
-        mounts: Vec::new(),
+        mounts,
         stdio: Stdio::Log(log),
         runtime: ports.config.containerd.runtime.clone(),
         runtime_path: None,
@@ -150,7 +194,7 @@ fn annotations(spec: &SandboxSpec, agent: Option<&AgentId>, first: First) -> BTr
     if let Some(path) = &spec.runsc_path {
         all.insert(RUNSC_PATH.to_owned(), path.to_string());
     }
-    if first == First::Unclaimed {
+    if let First::Unclaimed { .. } = first {
         all.insert(spawn::CLAIMABLE.to_owned(), "true".to_owned());
         all.insert(spawn::NETWORK_POLICY.to_owned(), spawn::DENY_ALL.to_owned());
     }
@@ -172,6 +216,13 @@ fn annotations(spec: &SandboxSpec, agent: Option<&AgentId>, first: First) -> BTr
 /// What a failed spawn is called.
 fn failure(image: &ImageRef, failed: SpawnFailed) -> SpawnError {
     let step = failed.step;
+    // Of the shim's refusals containerd keeps the message alone.
+    if let Cause::Containers(ContainersError::Refused { message, .. } | ContainersError::Failed { message, .. }) =
+        &failed.cause
+        && let Some((cause, message)) = refusal::Cause::of(message)
+    {
+        return causes::of_spawn(cause, message);
+    }
     match failed.cause {
         Cause::Containers(error) => match error {
             ContainersError::Reference(_) | ContainersError::ImageNotFound(_) => {

@@ -1,6 +1,7 @@
 //! What the node agent counts: the runbook's names, as OpenMetrics 1.0. What sandboxes connect to is counted by creto-egress;
 //! `/metrics` shows its text behind ours.
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
@@ -58,6 +59,7 @@ struct Status {
     status: &'static str,
 }
 
+type Ratio = Gauge<f64, AtomicU64>;
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// How a pool stands.
@@ -71,6 +73,23 @@ pub struct PoolCounts {
     pub min_ready: usize,
     /// Claims in the last minute.
     pub claims_per_minute: f64,
+    /// Claims that found a member, of all; none where there was none.
+    pub hit_ratio: Option<f64>,
+    /// Of the oldest member that is ready.
+    pub oldest: Option<Duration>,
+}
+
+/// How the audit ledger stands.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AuditCounts {
+    /// Records that wait in the spools.
+    pub waiting: u64,
+    /// How long the oldest of them has waited.
+    pub oldest: Duration,
+    /// Records that the ledger has.
+    pub kept: u64,
+    /// Drains that failed.
+    pub failures: u64,
 }
 
 /// All metrics of the agent.
@@ -85,7 +104,14 @@ pub struct Metrics {
     ready: Family<OfPool, Gauge>,
     claimed: Family<OfPool, Gauge>,
     min_ready: Family<OfPool, Gauge>,
-    claims_per_minute: Family<OfPool, Gauge<f64, std::sync::atomic::AtomicU64>>,
+    claims_per_minute: Family<OfPool, Ratio>,
+    hit_ratio: Family<OfPool, Ratio>,
+    oldest: Family<OfPool, Gauge>,
+    egress_up: Gauge,
+    audit_waiting: Gauge,
+    audit_oldest: Ratio,
+    audit_kept: Gauge,
+    audit_failures: Counter,
 }
 
 fn seconds() -> Histogram {
@@ -106,6 +132,13 @@ impl Metrics {
             claimed: Family::default(),
             min_ready: Family::default(),
             claims_per_minute: Family::default(),
+            hit_ratio: Family::default(),
+            oldest: Family::default(),
+            egress_up: Gauge::default(),
+            audit_waiting: Gauge::default(),
+            audit_oldest: Ratio::default(),
+            audit_kept: Gauge::default(),
+            audit_failures: Counter::default(),
             registry: Registry::default(),
         };
         let m = &metrics;
@@ -130,6 +163,27 @@ impl Metrics {
         registry.register("pool_claimed_count", "Members that were claimed and have not ended", m.claimed.clone());
         registry.register("pool_min_ready", "The fewest members that are to be ready", m.min_ready.clone());
         registry.register("pool_claims_per_minute", "Claims in the last minute", m.claims_per_minute.clone());
+        registry.register(
+            "pool_hit_ratio",
+            "Claims that found a member, of all since the agent was started",
+            m.hit_ratio.clone(),
+        );
+        registry.register_with_unit(
+            "pool_oldest_member_age",
+            "Since the oldest member that waits was made",
+            Unit::Seconds,
+            m.oldest.clone(),
+        );
+        registry.register("egress_up", "1: creto-egress answers, and its metrics stand below", m.egress_up.clone());
+        registry.register("audit_spool_records", "Records that the ledger does not have yet", m.audit_waiting.clone());
+        registry.register_with_unit(
+            "audit_spool_oldest_age",
+            "Since the oldest of them was written",
+            Unit::Seconds,
+            m.audit_oldest.clone(),
+        );
+        registry.register("audit_ledger_records", "Records that the ledger has", m.audit_kept.clone());
+        registry.register("audit_ledger_failures", "Drains that failed", m.audit_failures.clone());
         registry.register("build", "Which build this is", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         Self { registry, ..metrics }
     }
@@ -167,19 +221,37 @@ impl Metrics {
         self.claimed.get_or_create(&label).set(gauge(counts.claimed));
         self.min_ready.get_or_create(&label).set(gauge(counts.min_ready));
         self.claims_per_minute.get_or_create(&label).set(counts.claims_per_minute);
+        if let Some(ratio) = counts.hit_ratio {
+            self.hit_ratio.get_or_create(&label).set(ratio);
+        }
+        let oldest = counts.oldest.map_or(0, |oldest| i64::try_from(oldest.as_secs()).unwrap_or(i64::MAX));
+        self.oldest.get_or_create(&label).set(oldest);
+    }
+
+    /// How the audit ledger stands.
+    pub fn count_audit(&self, counts: AuditCounts) {
+        let AuditCounts { waiting, oldest, kept, failures } = counts;
+        self.audit_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        self.audit_oldest.set(oldest.as_secs_f64());
+        self.audit_kept.set(i64::try_from(kept).unwrap_or(i64::MAX));
+        self.audit_failures.inc_by(failures.saturating_sub(self.audit_failures.get()));
     }
 
     /// A pool is gone: it is shown no more.
     pub fn forget_pool(&self, pool: &str) {
         let label = OfPool { pool_id: pool.to_owned() };
-        for gauges in [&self.ready, &self.claimed, &self.min_ready] {
+        for gauges in [&self.ready, &self.claimed, &self.min_ready, &self.oldest] {
             gauges.remove(&label);
         }
-        self.claims_per_minute.remove(&label);
+        for ratios in [&self.claims_per_minute, &self.hit_ratio] {
+            ratios.remove(&label);
+        }
     }
 
-    /// All of it as text, and that of others before its end.
-    pub fn text(&self, others: &str) -> String {
+    /// All of it as text, and creto-egress' before its end, where that answers.
+    pub fn text(&self, egress: Option<&str>) -> String {
+        self.egress_up.set(egress.is_some().into());
+        let others = egress.unwrap_or_default();
         let mut text = String::new();
         if encode(&mut text, &self.registry).is_err() {
             return END.to_owned(); // writing into a string does not fail
@@ -211,8 +283,19 @@ mod tests {
         metrics.claimed("p", Outcome::Empty, Duration::from_secs(30));
         metrics.warming_failed("p", "image-not-found");
         metrics.count_sandboxes(&[("Ready", 3), ("Running", 1)]);
-        metrics.count_pool("p", PoolCounts { ready: 3, claimed: 1, min_ready: 5, claims_per_minute: 1.5 });
-        let text = metrics.text("# TYPE creto_runtime_egress_fences gauge\ncreto_runtime_egress_fences 1\n# EOF\n");
+        let counts = PoolCounts {
+            ready: 3,
+            claimed: 1,
+            min_ready: 5,
+            claims_per_minute: 1.5,
+            hit_ratio: Some(0.5),
+            oldest: Some(Duration::from_secs(7)),
+        };
+        metrics.count_audit(AuditCounts { waiting: 4, oldest: Duration::from_millis(1500), kept: 9, failures: 2 });
+        metrics.count_audit(AuditCounts { waiting: 4, oldest: Duration::from_millis(1500), kept: 9, failures: 3 });
+        metrics.count_pool("p", counts);
+        let egress = "# TYPE creto_runtime_egress_fences gauge\ncreto_runtime_egress_fences 1\n# EOF\n";
+        let text = metrics.text(Some(egress));
         for line in [
             "creto_runtime_spawn_latency_seconds_bucket{le=\"0.5\",backend=\"gvisor\"} 1",
             "creto_runtime_pool_claim_latency_seconds_bucket{le=\"0.01\",pool_id=\"p\"} 1",
@@ -225,12 +308,23 @@ mod tests {
             "creto_runtime_pool_claimed_count{pool_id=\"p\"} 1",
             "creto_runtime_pool_min_ready{pool_id=\"p\"} 5",
             "creto_runtime_pool_claims_per_minute{pool_id=\"p\"} 1.5",
+            "creto_runtime_pool_hit_ratio{pool_id=\"p\"} 0.5",
+            "creto_runtime_pool_oldest_member_age_seconds{pool_id=\"p\"} 7",
+            "creto_runtime_audit_spool_records 4",
+            "creto_runtime_audit_spool_oldest_age_seconds 1.5",
+            "creto_runtime_audit_ledger_records 9",
+            "creto_runtime_audit_ledger_failures_total 3",
+            "creto_runtime_egress_up 1",
             "creto_runtime_egress_fences 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }
         assert!(text.ends_with("\n# EOF\n") && text.matches("# EOF").count() == 1);
         metrics.forget_pool("p");
-        assert!(!metrics.text("").contains("pool_ready_count{pool_id=\"p\"}"));
+        let text = metrics.text(None);
+        assert!(text.lines().any(|line| line == "creto_runtime_egress_up 0") && text.ends_with("\n# EOF\n"), "{text}");
+        for gone in ["ready_count", "hit_ratio", "oldest_member_age_seconds", "claims_per_minute"] {
+            assert!(!text.contains(&format!("pool_{gone}{{pool_id=\"p\"}}")), "{gone}");
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use egress::paths::Paths;
 use serde::Deserialize;
 use trust::id::{BadId, NodeId};
+use trust::identity::service::{HttpSettings, Source};
 
 /// What uname(2) calls the node name.
 const HOSTNAME: &str = "/proc/sys/kernel/hostname";
@@ -100,6 +101,8 @@ pub struct Node {
     pub id: NodeId,
     /// Whom agents' tokens must be for.
     pub audience: String,
+    /// Who is asked about agents; the node's own registry where there is none.
+    pub service: Option<HttpSettings>,
 }
 
 /// Why the node's name is not known.
@@ -140,6 +143,9 @@ struct Settings {
 struct Identity {
     node: Option<NodeId>,
     audience: Option<String>,
+    #[serde(default)]
+    source: Source,
+    http: Option<HttpSettings>,
 }
 
 impl Node {
@@ -151,9 +157,11 @@ impl Node {
             Err(why) => return Err(NodeError::Read { path, why }),
             Ok(text) => text,
         };
+        let invalid = |why: String| NodeError::Settings { path: path.clone(), why };
         let settings = toml::from_str(&text);
-        let Settings { identity: Identity { node, audience } } =
-            settings.map_err(|e| NodeError::Settings { path, why: e.to_string().trim_end().to_owned() })?;
+        let Settings { identity: Identity { node, audience, source, http } } =
+            settings.map_err(|e| invalid(e.to_string().trim_end().to_owned()))?;
+        let service = HttpSettings::of(source, http.as_ref()).map_err(invalid)?.cloned();
         let id = match node {
             Some(id) => id,
             None => {
@@ -161,7 +169,7 @@ impl Node {
                 host.trim_end().parse().map_err(NodeError::Name)?
             }
         };
-        Ok(Self { audience: audience.unwrap_or_else(|| format!("creto:{id}")), id })
+        Ok(Self { audience: audience.unwrap_or_else(|| format!("creto:{id}")), id, service })
     }
 }
 
@@ -184,11 +192,25 @@ mod tests {
             if let Some(text) = text {
                 fs::write(root.settings(), text).unwrap();
             }
-            assert_eq!(Node::read(&root).unwrap(), Node { id: id.parse().unwrap(), audience }, "{text:?}");
+            assert_eq!(
+                Node::read(&root).unwrap(),
+                Node { id: id.parse().unwrap(), audience, service: None },
+                "{text:?}"
+            );
         }
-        for (text, why) in
-            [("[identity]\nnode = \"a/b\"", "node id"), ("identity = 1", "identity"), ("[", "runtime.toml")]
-        {
+        fs::write(
+            root.settings(),
+            "[identity]\nsource = \"http\"\n[identity.http]\nurl = \"https://nhi\"\ntimeout = \"3s\"",
+        )
+        .unwrap();
+        let service = Node::read(&root).unwrap().service.unwrap();
+        assert_eq!((&*service.url, service.timeout.as_secs()), ("https://nhi", 3));
+        for (text, why) in [
+            ("[identity]\nnode = \"a/b\"", "node id"),
+            ("[identity]\nsource = \"http\"", "[identity.http]"),
+            ("identity = 1", "identity"),
+            ("[", "runtime.toml"),
+        ] {
             fs::write(root.settings(), text).unwrap();
             let error = Node::read(&root).expect_err(why).to_string();
             assert!(error.contains(why) && error.contains("runtime.toml"), "{error}");

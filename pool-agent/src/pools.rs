@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 use trust::id::{PoolName, SandboxId};
 
+use crate::admission::admit;
 use crate::api::types::{ClaimRequest, Claimed, PoolStats, PoolUpdate};
 use crate::claim::{self, Caller};
 use crate::ending::{Manner, end};
@@ -55,6 +56,8 @@ pub(crate) struct Known {
     took: VecDeque<Duration>,
     hits: u64,
     claims: u64,
+    /// Claims that the store has not counted yet.
+    uncounted: u64,
 }
 
 /// Why a pool is not made, changed or removed.
@@ -119,10 +122,10 @@ impl WarmPoolManager {
         self.0.changed.notify_one();
     }
 
-    /// A claim of a member, or what it says where none is ready.
-    pub async fn claim(&self, pool: &PoolName, request: &ClaimRequest, caller: &Caller) -> Result<Claimed, ClaimError> {
+    /// A claim of a member of a pool as it was just read, or what it says where none is ready.
+    pub async fn claim(&self, pool: &Pool, request: &ClaimRequest, caller: &Caller) -> Result<Claimed, ClaimError> {
         let claimed = claim::claim(self, pool, request, caller).await?;
-        let queue = self.queue(pool);
+        let queue = self.queue(&pool.name);
         let mut known = queue.known();
         known.claims += 1;
         if claimed.warm {
@@ -136,11 +139,19 @@ impl WarmPoolManager {
         Ok(claimed)
     }
 
-    /// One more claim, for the scaling. It is made whether it is counted or not.
-    pub(crate) async fn count_claim(&self, pool: &PoolName) {
+    /// One more claim, for the scaling. No claim waits for that to be kept: the next look at the pools does it.
+    pub(crate) fn count_claim(&self, pool: &PoolName) {
+        self.queue(pool).known().uncounted += 1;
+    }
+
+    /// Keeps how many claims of a pool there were since it was kept last.
+    pub(crate) async fn keep_count(&self, pool: &PoolName) {
         let ports = self.ports();
-        if let Err(error) = ports.store.count_claims(pool, &ports.node, ports.now(), 1).await {
-            tracing::warn!(%pool, %error, "a claim is not counted");
+        let claims = std::mem::take(&mut self.queue(pool).known().uncounted);
+        if claims > 0
+            && let Err(error) = ports.store.count_claims(pool, &ports.node, ports.now(), claims).await
+        {
+            tracing::warn!(%pool, claims, %error, "claims are not counted");
         }
     }
 
@@ -200,9 +211,6 @@ impl WarmPoolManager {
     }
 
     fn check(&self, pool: &Pool) -> Result<(), PoolError> {
-        if pool.template.readiness.is_some() {
-            return Err(BadSpec("readiness: this version asks no probes; leave it out".into()).into());
-        }
         match &pool.template.spec.network_policy {
             Some(policy) => {
                 self.ports().policies.resolve(&policy.to_ref()).map(drop).map_err(|e| PoolError::Policy(e.to_string()))
@@ -307,6 +315,7 @@ impl WarmPoolManager {
     /// One more member, whatever the target; waits until it is ready.
     pub async fn spawn(&self, name: &PoolName) -> Result<Sandbox, PoolError> {
         let pool = self.get(name).await?;
+        admit(self.ports(), pool.template.spec.backend).await?;
         let hand = self.begin(&pool).await?;
         let (id, began) = (hand.id().clone(), self.ports().now());
         self.warm(&pool, hand, began).await?;
@@ -327,22 +336,27 @@ impl WarmPoolManager {
     /// How a pool stands.
     pub async fn stats(&self, name: &PoolName) -> Result<PoolStats, PoolError> {
         let pool = self.get(name).await?;
-        self.stats_of(&pool).await
+        self.stats_of(&pool, &self.all_here().await?).await
     }
 
     /// How all pools stand, by name.
     pub async fn all_stats(&self) -> Result<Vec<PoolStats>, PoolError> {
-        let mut all = Vec::new();
+        let (mut all, there) = (Vec::new(), self.all_here().await?);
         for pool in self.ports().store.pools().await? {
-            all.push(self.stats_of(&pool).await?);
+            all.push(self.stats_of(&pool, &there).await?);
         }
         Ok(all)
     }
 
-    async fn stats_of(&self, pool: &Pool) -> Result<PoolStats, PoolError> {
+    /// All sandboxes of this node.
+    pub(crate) async fn all_here(&self) -> Result<Vec<Sandbox>, StoreError> {
+        self.ports().store.sandboxes(&Filter::of_node(&self.ports().node)).await
+    }
+
+    async fn stats_of(&self, pool: &Pool, there: &[Sandbox]) -> Result<PoolStats, PoolError> {
         let ports = self.ports();
         let now = ports.now();
-        let there = ports.store.sandboxes(&Filter::of_node(&ports.node)).await?;
+        self.keep_count(&pool.name).await;
         let of = |phase| there.iter().filter(move |s| s.phase == phase && s.is_member_of(&pool.name));
         let claimed = there.iter().filter(|s| matches!(s.phase, Phase::Claimed | Phase::Running));
         let minutes = ports.store.claims(&pool.name, &ports.node, target::window_start(now)).await?;
@@ -362,9 +376,16 @@ impl WarmPoolManager {
             avg_claim_millis: (!took.is_empty())
                 .then(|| took.iter().copied().map(millis).sum::<f64>() / took.len() as f64),
             p99_claim_millis: took.get((took.len() * 99).div_ceil(100).saturating_sub(1)).copied().map(millis),
-            hit_ratio: (known.claims > 0).then(|| known.hits as f64 / known.claims as f64),
+            hit_ratio: known.hit_ratio(),
             oldest_seconds: of(Phase::Ready).map(|s| now.since(s.created_at).as_secs()).max(),
         })
+    }
+}
+
+impl Known {
+    /// Claims that found a member, of all; none where there was none.
+    pub(crate) fn hit_ratio(&self) -> Option<f64> {
+        (self.claims > 0).then(|| self.hits as f64 / self.claims as f64)
     }
 }
 

@@ -8,7 +8,11 @@ use egress::policy::Policies;
 use trust::clock::{Clock, Timestamp};
 use trust::id::{NodeId, SandboxId};
 
+use crate::audit::Drain;
 use crate::config::Config;
+use crate::events::Events;
+use crate::idle::Sessions;
+use crate::logs::Logs;
 use crate::metrics::Metrics;
 use crate::node::Root;
 use crate::shim::{Address, Shim, ShimError};
@@ -37,8 +41,16 @@ pub struct Ports {
     pub holder: PathBuf,
     /// Who works at which sandbox.
     pub hands: Arc<Hands>,
+    /// What drains the node's audit spools.
+    pub audit: Arc<Drain>,
+    /// Who has a session in which sandbox.
+    pub sessions: Arc<Sessions>,
     /// How sandboxes have ended that are gone since.
     pub exits: Exits,
+    /// What sandboxes have written.
+    pub logs: Arc<Logs>,
+    /// What happens to sandboxes.
+    pub events: Arc<Events>,
 }
 
 impl Ports {
@@ -54,14 +66,9 @@ impl Ports {
         Shim::connect(&address.map_err(|e| ShimError::NotFound(e.to_string()))?).await
     }
 
-    /// Where all output is kept.
-    pub fn logs(&self) -> PathBuf {
-        self.root.lib().join("logs")
-    }
-
     /// Where a sandbox's output is kept.
     pub fn log(&self, id: &SandboxId) -> PathBuf {
-        self.logs().join(format!("{id}.log"))
+        self.logs.path(id)
     }
 }
 

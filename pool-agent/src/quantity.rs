@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 /// What may stand behind a number of bytes, and what it multiplies it by.
-const UNITS: [(&str, u64); 8] = [
+pub(crate) const UNITS: [(&str, u64); 8] = [
     ("Ki", 1 << 10),
     ("Mi", 1 << 20),
     ("Gi", 1 << 30),
@@ -18,11 +18,11 @@ const UNITS: [(&str, u64); 8] = [
     ("T", 1_000_000_000_000),
 ];
 /// A sandbox cannot start with less, in bytes: the kernel of gVisor alone takes more than half of it.
-const LEAST_MEMORY: u64 = 16 << 20;
+pub(crate) const LEAST_MEMORY: u64 = 16 << 20;
 /// The kernel's scheduler knows no smaller share (CFS: 1 ms of 100 ms), in thousandths of a processor.
-const LEAST_CPU: u64 = 10;
+pub(crate) const LEAST_CPU: u64 = 10;
 /// More than any machine has, in thousandths of a processor.
-const MOST_CPU: u64 = 1_000_000;
+pub(crate) const MOST_CPU: u64 = 1_000_000;
 
 /// Memory, in bytes; at least 16 MiB. As text `512Mi`, `1G` or bytes; in JSON a number of bytes, or such a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

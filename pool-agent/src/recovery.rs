@@ -59,7 +59,7 @@ pub async fn agree(pools: &WarmPoolManager) -> Result<(), RecoveryError> {
     let known: BTreeSet<String> = records.iter().map(|sandbox| sandbox.id.to_string()).collect();
     for sandbox in &records {
         match fate(sandbox, containers.get(&sandbox.id.to_string())) {
-            Fate::Adopt if sandbox.phase == Phase::Running => running::watch(ports, &sandbox.id),
+            Fate::Adopt if sandbox.phase == Phase::Running => running::watch(ports, None, &sandbox.id),
             Fate::Adopt => {}
             Fate::End(code, why) => {
                 let Some(hand) = ports.hands.take(&sandbox.id) else { continue };

@@ -12,7 +12,7 @@ use trust::id::SandboxId;
 use crate::ending::{Manner, end};
 use crate::pool::member::Input;
 use crate::ports::Ports;
-use crate::shim::{Exec, Process, ShimError};
+use crate::shim::{Exec, Process, Shim, ShimError};
 use crate::spec::{AbsolutePath, User};
 
 /// The id of the command among the container's processes.
@@ -47,24 +47,28 @@ pub enum RunError {
     Shim(#[from] ShimError),
 }
 
-/// Starts the sandbox's command.
-pub async fn start(ports: &Ports, id: &SandboxId, command: &Command) -> Result<(), RunError> {
+/// Starts the sandbox's command, by its shim.
+pub async fn start(ports: &Ports, shim: &Shim, id: &SandboxId, command: &Command) -> Result<(), RunError> {
     let spec = process(&config(ports, id)?, command, false)?;
     let log = format!("file://{}", ports.log(id).display());
-    let (shim, id) = (ports.shim(id).await?, id.to_string());
+    let id = id.to_string();
     let main = Process { id: &id, exec: MAIN };
     shim.exec(&Exec { process: main, spec: &spec, stdin: "", stdout: &log, stderr: &log, terminal: false }).await?;
     shim.start(main).await?;
     Ok(())
 }
 
-/// Ends the sandbox when its command does. Also for one that an earlier agent has started.
-pub fn watch(ports: &Arc<Ports>, id: &SandboxId) {
+/// Ends the sandbox when its command does. Also for one that an earlier agent has started; then nobody has its shim yet.
+pub fn watch(ports: &Arc<Ports>, shim: Option<Shim>, id: &SandboxId) {
     let (ports, id) = (ports.clone(), id.clone());
     tokio::spawn(async move {
-        let text = id.to_string();
+        let (text, mut known) = (id.to_string(), shim);
         let exit = loop {
-            let Ok(shim) = ports.shim(&id).await else { return }; // it is gone, and the events say so
+            let shim = match known.take() {
+                Some(shim) => Ok(shim),
+                None => ports.shim(&id).await,
+            };
+            let Ok(shim) = shim else { return }; // it is gone, and the events say so
             match shim.wait(Process { id: &text, exec: MAIN }, LOOK).await {
                 Ok(exit) => break exit,
                 Err(ShimError::Late(_)) => {}

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trust::clock::Timestamp;
 use trust::digest::Digest;
@@ -12,7 +13,7 @@ use trust::id::{AgentId, ClaimId, NodeId, PoolName, SandboxId, SandboxName};
 use crate::spec::{BadSpec, SandboxSpec, text};
 
 /// One sandbox.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Sandbox {
     /// Its id at containerd, too.
@@ -54,6 +55,9 @@ pub struct Sandbox {
     /// When it ends by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    /// When somebody has used it last, of one with an idle timeout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activity: Option<Activity>,
     /// Counts the changes of this record, from 1; the store's, 0 before it is there.
     #[serde(default)]
     pub revision: u64,
@@ -78,6 +82,7 @@ impl Sandbox {
             changed_at: now,
             ready_at: None,
             expires_at: None,
+            activity: None,
             revision: 0,
         }
     }
@@ -96,8 +101,18 @@ impl Sandbox {
     }
 }
 
+/// That a sandbox was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Activity {
+    /// When it was seen.
+    pub at: Timestamp,
+    /// Processor time that it had used by then, in nanoseconds.
+    pub cpu_nanos: u64,
+}
+
 /// Where a sandbox is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Phase {
     /// It is being made.
     Warming,
@@ -148,7 +163,7 @@ impl FromStr for Phase {
 }
 
 /// Whose member a sandbox was made as, and by which template.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Membership {
     /// The pool.
@@ -164,9 +179,12 @@ pub struct Membership {
 pub struct Generation(String);
 
 impl Generation {
+    /// So many.
+    pub const DIGITS: usize = 16;
+
     /// Of a template's canonical bytes.
     pub fn of(template: &[u8]) -> Self {
-        Self(Digest::of(template).hex()[..16].to_owned())
+        Self(Digest::of(template).hex()[..Self::DIGITS].to_owned())
     }
 
     /// As text.
@@ -180,7 +198,7 @@ impl TryFrom<String> for Generation {
 
     fn try_from(text: String) -> Result<Self, BadSpec> {
         let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        match text.len() == 16 && text.bytes().all(digit) {
+        match text.len() == Self::DIGITS && text.bytes().all(digit) {
             true => Ok(Self(text)),
             false => Err(BadSpec(format!("{text:?} is no generation: 16 digits of 0-9 a-f"))),
         }
@@ -202,7 +220,7 @@ impl fmt::Display for Generation {
 }
 
 /// Who took a member, or got a cold spawn because the pool was empty.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Claim {
     /// This claim.
@@ -221,14 +239,19 @@ pub struct Claim {
 
 text! {
     /// By which a caller may ask again for what it asked before: 1 to 128 visible ASCII characters.
-    IdempotencyKey, |text| match (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()) {
+    IdempotencyKey, |text| match (1..=IdempotencyKey::LONGEST).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()) {
         true => Ok(()),
         false => Err("an idempotency key is 1 to 128 visible ASCII characters"),
     }
 }
 
+impl IdempotencyKey {
+    /// The longest, in bytes.
+    pub const LONGEST: usize = 128;
+}
+
 /// What holds a sandbox's packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Fence {
     /// There is no interface but `lo`.
@@ -238,7 +261,7 @@ pub enum Fence {
 }
 
 /// Why a sandbox failed, or why it ends.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Reason {
     /// In which phase it was.

@@ -1,17 +1,18 @@
 //! `SandboxManager`: the node's sandboxes, whoever they were made for.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{Read, Seek, SeekFrom};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use tracing::Instrument;
 use trust::id::{AgentId, SandboxId};
 
 use crate::admission::admit;
 use crate::api::types::{SandboxView, SpawnRequest, Usage};
 use crate::containerd;
-use crate::ending::{Manner, end, give_up};
+use crate::ending::{Manner, end, end_soon, give_up};
 use crate::error::SpawnError;
+use crate::logs::Position;
 use crate::making::{First, fresh_id, make};
 use crate::pool::member::{Change, Input};
 use crate::ports::Ports;
@@ -55,7 +56,7 @@ impl SandboxManager {
     /// Makes a sandbox that runs at once. Goes on to its end, or that of its undo, when nobody waits for it any more.
     pub async fn spawn(&self, request: SpawnRequest, agent: Option<AgentId>) -> Result<Sandbox, SpawnError> {
         let this = self.clone();
-        let spawned = tokio::spawn(async move { this.spawn_here(request, agent).await });
+        let spawned = tokio::spawn(async move { this.spawn_here(request, agent).await }.in_current_span());
         spawned.await.unwrap_or(Err(SpawnError::Interrupted))
     }
 
@@ -82,7 +83,14 @@ impl SandboxManager {
                 let change = Change { attestation: made.attestation, expires_at, ..Change::default() };
                 ports.metrics.spawned(backend.name(), began.elapsed());
                 let started = ports.store.advance(&id, Input::Started(made.fence), change, ports.now()).await;
-                started.map_err(SpawnError::Store)
+                let started = started.map_err(SpawnError::Store)?;
+                if let Some(status) = ports.exits.of(&id) {
+                    // Whoever heard of it found it in our hand.
+                    drop(hand);
+                    let message = format!("its first process has ended with {status}");
+                    end_soon(ports, &id, Input::ended("exited", message), Manner::Forced);
+                }
+                Ok(started)
             }
             Err(error) => {
                 give_up(ports, &hand, error.code(), error.to_string()).await;
@@ -148,10 +156,8 @@ impl SandboxManager {
         let sandbox = self.find(id_or_name).await?;
         let hand = self.ports.hands.take(&sandbox.id).ok_or_else(|| SandboxError::Busy(sandbox.id.clone()))?;
         let ports = self.ports.clone();
-        let ended =
-            tokio::spawn(
-                async move { end(&ports, &hand, Input::ended("terminated", "somebody ended it"), manner).await },
-            );
+        let ends = async move { end(&ports, &hand, Input::ended("terminated", "somebody ended it"), manner).await };
+        let ended = tokio::spawn(ends.in_current_span());
         self.looked.lock().unwrap_or_else(PoisonError::into_inner).remove(&sandbox.id);
         Ok(ended.await.unwrap_or(Err(StoreError::NotFound(sandbox.id)))?)
     }
@@ -179,22 +185,11 @@ impl SandboxManager {
         Ok(ended)
     }
 
-    /// What a sandbox has written: the end of it.
-    pub async fn log(&self, id_or_name: &str) -> Result<Vec<u8>, SandboxError> {
-        let sandbox = self.find(id_or_name).await?;
-        let (path, id) = (self.ports.log(&sandbox.id), sandbox.id);
-        let read = tokio::task::spawn_blocking(move || {
-            let mut file = std::fs::File::open(path)?;
-            let length = file.metadata()?.len();
-            file.seek(SeekFrom::Start(length.saturating_sub(LOG)))?;
-            let mut text = Vec::new();
-            file.take(LOG).read_to_end(&mut text)?;
-            Ok(text)
-        });
-        match read.await.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()), // nothing written
-            read => read.map_err(|e| SandboxError::Log(id, e)),
-        }
+    /// What a sandbox has written: the end of it, and the position behind that.
+    pub async fn log(&self, id: &SandboxId) -> Result<(Vec<u8>, Position), SandboxError> {
+        let (logs, whose) = (self.ports.logs.clone(), id.clone());
+        let read = tokio::task::spawn_blocking(move || logs.end(&whose, LOG)).await;
+        read.unwrap_or_else(|e| Err(std::io::Error::other(e))).map_err(|e| SandboxError::Log(id.clone(), e))
     }
 
     /// How many sandboxes are in each phase, for the metrics.

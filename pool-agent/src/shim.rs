@@ -13,6 +13,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::shim_async::Client;
 use containerd_shim_protos::ttrpc::{self, Code, proto::Request};
 use serde::Deserialize;
+use trust::refusal::Cause;
 use trust::sandbox_api::{
     Bound, DESCRIBE, DescribeRequest, Description, Message, Policy, REBIND, RebindRequest, SERVICE, UPDATE_POLICY,
     UpdatePolicyRequest,
@@ -115,6 +116,14 @@ pub enum ShimError {
     /// No answer in time. What was asked may still be done: a claim is asked for again under its own id.
     #[error("the sandbox's shim has not answered {0} in time")]
     Late(&'static str),
+    /// For a cause that it says to programs, too. Nothing was changed.
+    #[error("{message}")]
+    Because {
+        /// The cause.
+        cause: Cause,
+        /// For people.
+        message: String,
+    },
     /// No such sandbox, process or program.
     #[error("{0}")]
     NotFound(String),
@@ -358,6 +367,12 @@ fn names(process: Process<'_>) -> (String, String) {
 }
 
 fn refused(method: &'static str, code: Code, message: String) -> ShimError {
+    match Cause::of(&message) {
+        // What has gone half-way is spoilt, whatever has spoilt it.
+        Some((_, message)) if code == Code::ABORTED => return ShimError::Spoilt(message),
+        Some((cause, message)) => return ShimError::Because { cause, message },
+        None => {}
+    }
     match code {
         Code::DEADLINE_EXCEEDED => ShimError::Late(method),
         Code::NOT_FOUND => ShimError::NotFound(message),

@@ -4,10 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tracing::Instrument;
 use trust::id::SandboxId;
 
 use crate::containerd::spec::{self, Bind, Limits, SpecError, Wishes};
@@ -20,7 +21,7 @@ pub const CLAIMABLE: &str = "creto.dev/claimable";
 pub const NETWORK_POLICY: &str = "creto.dev/network-policy";
 /// A policy that allows nothing.
 pub const DENY_ALL: &str = r#"{"rules":[]}"#;
-/// Where the holder is in a sandbox that is held.
+/// Where the holder is in a sandbox that is held, or asked whether it is ready.
 pub const HOLDER: &str = "/.creto/hold";
 
 /// What a spawn works with.
@@ -159,7 +160,7 @@ pub enum Cause {
 /// Makes a sandbox, and has it running. Goes on to its end, or to that of the undo, when the caller does not wait for it any more.
 pub async fn spawn(node: &Node, wanted: Wanted, progress: Progress) -> Result<Spawned, SpawnFailed> {
     let (node, id) = (node.clone(), wanted.id.clone());
-    let done = tokio::spawn(async move {
+    let done = async move {
         let mut ascent = Ascent {
             node: &node,
             wanted: &wanted,
@@ -175,7 +176,8 @@ pub async fn spawn(node: &Node, wanted: Wanted, progress: Progress) -> Result<Sp
             Ok((pid, image, network)) => Ok(Spawned { pid, image, network, took }),
             Err(cause) => Err(SpawnFailed { id: wanted.id.clone(), step, cause, took }),
         }
-    });
+    };
+    let done = tokio::spawn(done.in_current_span());
     match done.await {
         Ok(done) => done,
         Err(error) => {
@@ -278,6 +280,11 @@ impl Ascent<'_> {
     }
 }
 
+/// The holder, as sandboxes see it.
+pub fn holder(program: &Path) -> Bind {
+    Bind { source: program.to_owned(), destination: HOLDER.to_owned(), writable: false }
+}
+
 /// What the spec is told.
 fn wishes(wanted: &Wanted, namespace: &str) -> Wishes {
     let mut wishes = Wishes {
@@ -296,7 +303,7 @@ fn wishes(wanted: &Wanted, namespace: &str) -> Wishes {
         Run::Command(command) => wishes.command = command.clone(),
         Run::Hold(holder) => {
             wishes.command = Some(vec![HOLDER.to_owned()]);
-            wishes.mounts.push(Bind { source: holder.clone(), destination: HOLDER.to_owned(), writable: false });
+            wishes.mounts.push(self::holder(holder));
             wishes.annotations.insert(CLAIMABLE.to_owned(), "true".to_owned());
             wishes.annotations.insert(NETWORK_POLICY.to_owned(), DENY_ALL.to_owned());
         }

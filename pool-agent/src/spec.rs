@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use egress::policy::Document;
 use egress::protocol::PolicyRef;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value;
 use trust::id::PolicyName;
@@ -16,16 +17,19 @@ use trust::id::PolicyName;
 use crate::image::ImageRef;
 use crate::labels::Labels;
 use crate::quantity::{Cpus, Memory};
+use crate::schema::{self, Span};
 
 /// A command with its arguments, and an environment, have at most so many entries.
-const MOST_WORDS: usize = 4096;
+pub(crate) const MOST_WORDS: usize = 4096;
 /// A sandbox has at most so many secrets.
-const MOST_SECRETS: usize = 64;
+pub(crate) const MOST_SECRETS: usize = 64;
+/// The longest name of a user or a group, in bytes.
+pub(crate) const USER_BYTES: usize = 64;
 /// The longest name of a secret, in bytes; the shim's own bound.
-const SECRET_BYTES: usize = 76;
+pub(crate) const SECRET_BYTES: usize = 76;
 
 /// What a sandbox is asked to be. Only the image must be given.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SandboxSpec {
     /// The image.
@@ -38,9 +42,11 @@ pub struct SandboxSpec {
     pub runsc_path: Option<AbsolutePath>,
     /// What runs, instead of the image's own entry point and command where it is not empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "words")]
+    #[schemars(schema_with = "schema::command")]
     pub command: Vec<String>,
     /// Added to the image's own environment. No place for secrets: a spec is kept and shown.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "environment")]
+    #[schemars(schema_with = "schema::environment")]
     pub env: BTreeMap<String, String>,
     /// Where it runs; the image's own where none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,6 +62,7 @@ pub struct SandboxSpec {
     pub resource_limits: ResourceLimits,
     /// What it may know.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "secrets")]
+    #[schemars(schema_with = "schema::secrets")]
     pub secrets: Vec<SecretRef>,
     /// How people find it.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
@@ -64,13 +71,16 @@ pub struct SandboxSpec {
     #[serde(default = "yes")]
     pub network: bool,
     /// It ends so long after it began to run, unless its end is moved.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "humantime_serde")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::span::option")]
+    #[schemars(with = "Option<Span>")]
     pub ttl: Option<Duration>,
     /// It ends when nobody has used it for so long.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "humantime_serde")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::span::option")]
+    #[schemars(with = "Option<Span>")]
     pub idle_timeout: Option<Duration>,
     /// It ends so long after it was made, whatever its ttl.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "humantime_serde")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::span::option")]
+    #[schemars(with = "Option<Span>")]
     pub max_lifetime: Option<Duration>,
 }
 
@@ -103,7 +113,7 @@ impl SandboxSpec {
 }
 
 /// What isolates a sandbox.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
     /// A kernel in user space.
@@ -142,7 +152,7 @@ impl FromStr for Backend {
 }
 
 /// What a sandbox may use; what is not given is not bounded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ResourceLimits {
     /// Memory, in bytes.
@@ -222,7 +232,7 @@ impl Serialize for NetworkPolicy {
 impl<'de> Deserialize<'de> for NetworkPolicy {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let policy = match Value::deserialize(deserializer)? {
-            Value::String(text) => text.parse(),
+            Value::String(name) => name.parse().map(Self::Named).map_err(|e: trust::id::BadId| BadSpec(e.to_string())),
             policy => Self::inline(policy),
         };
         policy.map_err(de::Error::custom)
@@ -288,7 +298,7 @@ text! {
 text! {
     /// `USER` or `USER:GROUP`, names of the image's or numbers.
     User, |text| {
-        let part = |part: &str| !part.is_empty() && part.len() <= 64 && part.bytes().all(|b| b.is_ascii_graphic());
+        let part = |part: &str| !part.is_empty() && part.len() <= USER_BYTES && part.bytes().all(|b| b.is_ascii_graphic());
         match text.split(':').count() <= 2 && text.split(':').all(part) {
             true => Ok(()),
             false => Err("give USER or USER:GROUP, names or numbers"),

@@ -24,7 +24,11 @@ pub struct Kept {
 #[derive(Debug, thiserror::Error)]
 pub enum StatementsError {
     /// No such sandbox here, or it was never attested.
-    #[error("there is no statement about sandbox {id}{} below {}", within(namespace), root.display())]
+    #[error(
+        "there is no statement about sandbox {id}{} below {}\nof one that runs: is it its id, and not its name? (creto-runtime-cli get {id})",
+        within(namespace),
+        root.display()
+    )]
     None {
         /// Which.
         id: SandboxId,

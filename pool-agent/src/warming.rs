@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use trust::clock::Timestamp;
 use trust::id::SandboxId;
 
-use crate::admission::{admit, drained};
+use crate::admission::{admit_beside, drained};
 use crate::ending::{Manner, end_soon, give_up};
 use crate::error::SpawnError;
 use crate::making::{First, fresh_id, make};
@@ -17,11 +17,14 @@ use crate::pool::target;
 use crate::pool::template::Pool;
 use crate::pools::{PoolError, WarmPoolManager};
 use crate::ports::Hand;
+use crate::readiness;
 use crate::sandbox::{Membership, Phase, Sandbox};
-use crate::store::{Failure, Filter};
+use crate::store::Failure;
 
 /// All pools are looked at so often, and whenever something may have changed.
 const LOOK: Duration = Duration::from_secs(1);
+/// But no sooner than so long after the last look: a burst of claims is one change.
+const PAUSE: Duration = Duration::from_millis(50);
 
 impl WarmPoolManager {
     /// Keeps all pools as they should be, for as long as it is awaited.
@@ -30,6 +33,7 @@ impl WarmPoolManager {
             if let Err(error) = self.look_at_all().await {
                 tracing::error!(%error, "the pools cannot be looked at");
             }
+            tokio::time::sleep(PAUSE).await;
             let _ = tokio::time::timeout(LOOK, self.changed().notified()).await;
         }
     }
@@ -39,15 +43,22 @@ impl WarmPoolManager {
         let now = ports.now();
         let drains = ports.store.drained(&ports.node).await?;
         let pools = ports.store.pools().await?;
-        self.look_at_leftovers(&pools).await?;
+        let all = self.all_here().await?;
+        let mut there = all.len();
+        let all: Vec<_> = all.iter().map(|sandbox| (sandbox, ports.hands.has(&sandbox.id))).collect(); // of one moment
+        self.look_at_leftovers(&pools, &all);
         for pool in &pools {
-            let members = ports.store.sandboxes(&Filter::members(&pool.name, &ports.node)).await?;
-            let members: Vec<_> = members.iter().filter_map(|s| Member::of(s, ports.hands.has(&s.id))).collect();
+            let members = || all.iter().filter(|(sandbox, _)| sandbox.is_member_of(&pool.name));
+            let ready = members().filter(|(sandbox, _)| sandbox.phase == Phase::Ready);
+            let oldest = ready.map(|(sandbox, _)| now.since(sandbox.created_at)).max();
+            let members: Vec<_> = members().filter_map(|(sandbox, in_hand)| Member::of(sandbox, *in_hand)).collect();
+            self.keep_count(&pool.name).await;
             let minutes = ports.store.claims(&pool.name, &ports.node, target::window_start(now)).await?;
             let attempts = self.queue(&pool.name).known().attempts.clone();
             let drained = drained(&drains, pool.template.spec.backend).is_some();
             for act in plan(pool, &members, &minutes, &attempts, drained, now) {
-                self.act(pool, act).await;
+                there += usize::from(act == Act::Warm);
+                self.act(pool, act, there).await;
             }
             let count = |phase| members.iter().filter(|member| member.phase == phase).count();
             let counts = PoolCounts {
@@ -55,6 +66,8 @@ impl WarmPoolManager {
                 claimed: count(Phase::Claimed) + count(Phase::Running),
                 min_ready: pool.scaling.min_ready as usize,
                 claims_per_minute: target::claims_per_minute(&minutes, now),
+                hit_ratio: self.queue(&pool.name).known().hit_ratio(),
+                oldest,
             };
             ports.metrics.count_pool(&pool.name.to_string(), counts);
         }
@@ -62,12 +75,10 @@ impl WarmPoolManager {
     }
 
     /// What no pool's plan looks at: members of a pool that is no more, and what is left of cold spawns.
-    async fn look_at_leftovers(&self, pools: &[Pool]) -> Result<(), PoolError> {
-        let ports = self.ports();
-        let filter = Filter::of_node(&ports.node);
-        for sandbox in ports.store.sandboxes(&filter).await? {
+    fn look_at_leftovers(&self, pools: &[Pool], all: &[(&Sandbox, bool)]) {
+        for (sandbox, in_hand) in all {
             let planned = pools.iter().any(|pool| sandbox.is_member_of(&pool.name));
-            if planned || ports.hands.has(&sandbox.id) {
+            if planned || *in_hand {
                 continue;
             }
             match sandbox.phase {
@@ -84,14 +95,19 @@ impl WarmPoolManager {
                 Phase::Claimed | Phase::Running => {}
             }
         }
-        Ok(())
     }
 
-    async fn act(&self, pool: &Pool, act: Act) {
+    /// `there`: sandboxes on this node, with the one that may be begun.
+    async fn act(&self, pool: &Pool, act: Act, there: usize) {
         match act {
             Act::Warm => {
                 let began = self.ports().now();
-                match self.begin(pool).await {
+                let admitted = admit_beside(self.ports(), pool.template.spec.backend, there.saturating_sub(1)).await;
+                let begun = match admitted {
+                    Ok(()) => self.begin(pool).await,
+                    Err(error) => Err(error),
+                };
+                match begun {
                     Ok(hand) => {
                         let (pools, pool) = (self.clone(), pool.clone());
                         tokio::spawn(async move { pools.warm(&pool, hand, began).await });
@@ -108,10 +124,9 @@ impl WarmPoolManager {
         }
     }
 
-    /// The record of one more member, in hand: from here on it counts.
+    /// The record of one more member that was admitted, in hand: from here on it counts.
     pub(crate) async fn begin(&self, pool: &Pool) -> Result<Hand, SpawnError> {
         let ports = self.ports();
-        admit(ports, pool.template.spec.backend).await?;
         let id = fresh_id(&pool.name.to_string())?;
         let hand = ports.hands.take(&id).ok_or_else(|| SpawnError::NameTaken(id.to_string()))?;
         let member = Membership { pool: pool.name.clone(), generation: pool.generation() };
@@ -123,12 +138,14 @@ impl WarmPoolManager {
     /// Makes a member that was begun, when there is room; it is Ready at the end, or gone.
     pub(crate) async fn warm(&self, pool: &Pool, hand: Hand, began: Timestamp) -> Result<(), SpawnError> {
         let (ports, id) = (self.ports(), hand.id().clone());
-        let _room = self.room().acquire().await.map_err(|_| SpawnError::Interrupted)?;
-        let first = First::of_member(pool.template.mode);
+        let room = self.room().acquire().await.map_err(|_| SpawnError::Interrupted)?;
+        let first = First::of_member(&pool.template);
         let started = Instant::now();
         let done = async {
             let wished = ports.store.sandbox(&id).await.map_err(SpawnError::Store)?.ok_or(SpawnError::Interrupted)?;
             let made = make(ports, &wished, first).await?;
+            drop(room); // a server that is slow to start keeps no other pool waiting
+            readiness::wait(ports, &id, pool.template.readiness.as_ref()).await?;
             let change = Change { attestation: made.attestation, ..Change::default() };
             ports.store.advance(&id, Input::Warmed(made.fence), change, ports.now()).await.map_err(SpawnError::Store)
         };
@@ -138,6 +155,10 @@ impl WarmPoolManager {
                 let queue = self.queue(&pool.name);
                 queue.known().attempts.succeeded();
                 drop(hand);
+                if let Some(status) = ports.exits.of(&id) {
+                    // It ended just then: while it was in hand nobody else could take it down.
+                    end_soon(ports, &id, Input::failed("exited", readiness::ended(status)), Manner::Forced);
+                }
                 queue.ready.notify_one();
                 Ok(())
             }

@@ -13,7 +13,7 @@ become() { exec setsid nsenter --net="/run/netns/$(netns "$1")" "${@:2}"; } # fo
 
 need_programs() {
   local need
-  for need in /usr/bin/python3=python3 openssl=openssl ip=iproute2 nsenter=util-linux; do
+  for need in /usr/bin/python3=python3 openssl=openssl ip=iproute2 nsenter=util-linux curl=curl; do
     command -v "${need%=*}" >/dev/null || fail "${need%=*} is not in PATH" "apt-get install ${need#*=}"
   done
 }

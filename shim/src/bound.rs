@@ -19,6 +19,7 @@ use trust::digest::Digest;
 use trust::id::BackendName;
 use trust::identity::workload::{self, Credential};
 use trust::identity::{Claim, Identity};
+use trust::refusal::Cause;
 
 use crate::attest::Facts;
 use crate::backend::Place;
@@ -121,7 +122,7 @@ impl Bound {
             let claimed = asked.agent.as_ref().map(|agent| agent.to_string().as_str().into());
             let reason = error.to_string().as_str().into();
             ports.record.record(&about, Event::IdentityRejected { claimed, reason });
-            TaskError::Rejected(error.to_string())
+            TaskError::Rejected(error.to_string()).because(Cause::IdentityRejected)
         })?;
         about.agent = identity.agent().map(|agent| agent.to_string().as_str().into());
         let policy = asked.network_policy.clone().unwrap_or_else(|| network::default_policy(&identity));

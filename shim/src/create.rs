@@ -38,13 +38,25 @@ const LAST_SIGNAL: u32 = 64;
 /// Create: the sandbox is there and nothing of the workload runs. Returns the task's pid.
 pub async fn create(pod: &Arc<Pod>, req: CreateTaskRequest) -> Result<u32, TaskError> {
     let _one_at_a_time = pod.creating.lock().await;
+    let created = create_alone(pod, req).await;
+    if pod.is_unwanted() {
+        pod.over.notify_one();
+    }
+    created
+}
+
+async fn create_alone(pod: &Arc<Pod>, req: CreateTaskRequest) -> Result<u32, TaskError> {
     named("id", &req.id)?;
     let key = Key::init(&req.id);
     if pod.has(&key) {
         return Err(TaskError::AlreadyExists(key.to_string()));
     }
     let mut step = "options";
-    let process = match make(pod, &req, &mut step).await {
+    let wanted = |process| match pod.is_unwanted() {
+        true => Err(TaskError::host("creating the task", "containerd has given it up")),
+        false => Ok(process),
+    };
+    let process = match make(pod, &req, &mut step).await.and_then(wanted) {
         Ok(process) => process,
         Err(error) => {
             clean(pod, &req.id, Path::new(&req.bundle)).await;
@@ -178,6 +190,16 @@ async fn clean(pod: &Pod, id: &str, bundle: &Path) {
     }
     let _ = fs::remove_dir_all(pod.bundle(id));
     mounts::unmount_all(&bundle.join("rootfs"));
+}
+
+/// Undoes all that is in a pod of which containerd knows nothing any more.
+pub async fn abandon(pod: &Pod) {
+    for key in pod.inits() {
+        if let Ok(bundle) = pod.with(&key, |p| p.bundle.clone()) {
+            clean(pod, &key.id, &bundle).await;
+        }
+        pod.remove(&key);
+    }
 }
 
 /// Start, of a container or an exec. Returns its pid.

@@ -3,6 +3,7 @@
 use containerd_shim_protos::ttrpc::{self, Code};
 
 use trust::id::ClaimId;
+use trust::refusal::Cause;
 
 use crate::task::Phase;
 
@@ -50,6 +51,14 @@ pub enum TaskError {
     /// Somebody who is needed does not answer; nothing was changed.
     #[error("{0}")]
     Unavailable(String),
+    /// For a cause that callers tell apart, beyond the code, by its mark.
+    #[error("{}", cause.mark(error))]
+    Marked {
+        /// The cause.
+        cause: Cause,
+        /// What went wrong.
+        error: Box<TaskError>,
+    },
     /// This backend has no such operation.
     #[error("{0}")]
     Unimplemented(String),
@@ -80,6 +89,11 @@ impl TaskError {
         Self::Host { doing: doing.into(), why: why.to_string() }
     }
 
+    /// For this cause, which its message says to programs, too.
+    pub fn because(self, cause: Cause) -> Self {
+        Self::Marked { cause, error: Box::new(self) }
+    }
+
     /// The code callers branch on.
     pub fn code(&self) -> Code {
         match self {
@@ -93,6 +107,7 @@ impl TaskError {
             Self::Downstream { code, .. } => *code,
             Self::Gone(..) | Self::Unavailable(_) => Code::UNAVAILABLE,
             Self::Host { .. } => Code::UNKNOWN,
+            Self::Marked { error, .. } => error.code(),
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use trust::digest::Digest;
 use trust::id::AgentId;
+use trust::refusal::Cause;
 
 use crate::attest::{self, Network};
 use crate::backend::Place;
@@ -56,10 +57,29 @@ pub enum FenceError {
 impl From<FenceError> for TaskError {
     /// Of a sandbox that is to start.
     fn from(error: FenceError) -> Self {
+        let text = error.to_string();
         match error {
-            FenceError::Down(why) => Self::host("the sandbox has a network and no fence around it", why),
-            FenceError::Refused(_) => Self::Rejected(error.to_string()),
-            FenceError::Unsure(why) => Self::host("the sandbox has a network and no fence around it", why),
+            FenceError::Down(_) => Self::Unavailable(text).because(Cause::EgressUnavailable),
+            FenceError::Unsure(why) => {
+                Self::Unavailable(format!("the sandbox has a network and no fence around it: {why}"))
+                    .because(Cause::EgressUnavailable)
+            }
+            FenceError::Refused(refusal) => match cause(refusal.code) {
+                cause @ Cause::EgressUnavailable => Self::Unavailable(text).because(cause),
+                cause => Self::Rejected(text).because(cause),
+            },
+        }
+    }
+}
+
+/// What a refusal of the daemon's means to whoever wants the sandbox.
+pub fn cause(code: Code) -> Cause {
+    match code {
+        Code::PolicyInvalid => Cause::PolicyInvalid,
+        Code::NoSuchSandbox => Cause::FenceLost,
+        Code::NotFenceable | Code::Sealed => Cause::NotFenceable,
+        Code::BadQuestion | Code::BadVersion | Code::NoSuchRule | Code::Kernel | Code::Worker | Code::State => {
+            Cause::EgressUnavailable
         }
     }
 }

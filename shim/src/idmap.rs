@@ -30,7 +30,10 @@ impl Ids {
         match maps.each_ref().map(|map| lines(map)) {
             [None, None] if maps.iter().all(String::is_empty) => Ok(None),
             [Some(users), Some(groups)] => sys::user_namespace(&users, &groups).map(|fd| Some(Self(fd))),
-            _ => Err(io::Error::other(format!("uidmap={} gidmap={}: give both, each as INSIDE:HOST:SIZE", maps[0], maps[1]))),
+            _ => Err(io::Error::other(format!(
+                "uidmap={} gidmap={}: give both, each as INSIDE:HOST:SIZE",
+                maps[0], maps[1]
+            ))),
         }
     }
 

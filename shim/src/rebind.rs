@@ -12,13 +12,14 @@ use containerd_shim_protos::ttrpc::{self, Code};
 use egress::policy::Document;
 use egress::protocol::PolicyRef;
 use trust::id::PolicyName;
+use trust::refusal::Cause;
 use trust::sandbox_api::{
     self as api, Claim, DESCRIBE, DescribeRequest, Description, Message, Proven, REBIND, RebindRequest, SERVICE,
     UPDATE_POLICY, UpdatePolicyRequest,
 };
 
 use crate::bound::Bound;
-use crate::bound::claim::{Asked, Failed, Standing};
+use crate::bound::claim::{Asked, Claimed, Failed, Standing};
 use crate::bound::statement::Stand;
 use crate::error::TaskError;
 use crate::secrets::SecretRef;
@@ -74,7 +75,7 @@ async fn answer(pod: &Arc<Pod>, call: Call, request: &[u8]) -> Result<Vec<u8>, T
             let (sandbox, asked) = claim(request)?;
             let bound = running(pod, &sandbox)?;
             match bound.claim(asked).await {
-                Ok(stand) => Ok(wire(stand).encode_to_vec()),
+                Ok(Claimed { stand, took }) => Ok(api::Bound { took: Some(took), ..wire(stand) }.encode_to_vec()),
                 Err(Failed { error, loose }) => {
                     if loose {
                         tracing::error!(sandbox, "ended, for nobody knows what is in it and around it");
@@ -144,6 +145,7 @@ fn wire(Stand { statement, digest, workload, policy, fence }: Stand) -> api::Bou
         policy_digest: policy.to_string(),
         generation: fence.map_or(0, |(generation, _)| generation),
         ruleset: fence.map(|(_, ruleset)| ruleset.to_string()).unwrap_or_default(),
+        took: None,
     }
 }
 
@@ -179,17 +181,21 @@ pub fn claim(request: &[u8]) -> Result<(String, Asked), TaskError> {
 fn policy(asked: Option<api::Policy>) -> Result<Option<PolicyRef>, TaskError> {
     let Some(asked) = asked else { return Ok(None) };
     match asked.policy {
-        None => Err(invalid("policy", "empty: name one, or give it as JSON")),
+        None => Err(bad_policy("empty: name one, or give it as JSON")),
         Some(api::policy::Policy::Named(name)) => {
-            let name: PolicyName = name.parse().map_err(|e| invalid("policy", e))?;
+            let name: PolicyName = name.parse().map_err(bad_policy)?;
             Ok(Some(PolicyRef::Named(name.to_string())))
         }
         Some(api::policy::Policy::Inline(json)) => {
-            let policy = serde_json::from_str(&json).map_err(|e| invalid("policy", e))?;
-            Document::from_json_value(&policy).map_err(|e| invalid("policy", e))?;
+            let policy = serde_json::from_str(&json).map_err(bad_policy)?;
+            Document::from_json_value(&policy).map_err(bad_policy)?;
             Ok(Some(PolicyRef::Inline(policy)))
         }
     }
+}
+
+fn bad_policy(why: impl std::fmt::Display) -> TaskError {
+    invalid("policy", why).because(Cause::PolicyInvalid)
 }
 
 fn decode<M: Message + Default>(request: &[u8]) -> Result<M, TaskError> {

@@ -15,6 +15,7 @@ use trust::attestation::predicate::Sandbox;
 use trust::audit::record::Text;
 use trust::id::AgentId;
 use trust::identity::Identity;
+use trust::refusal::Cause;
 use zeroize::Zeroizing;
 
 use crate::args::is_identifier;
@@ -111,7 +112,10 @@ impl Secrets {
     ) -> Result<Self, TaskError> {
         let mut all = Vec::new();
         for secret in asked {
-            let failed = |why: String| TaskError::Invalid(format!("{NAMED}: {:?}: {why}", secret.name()));
+            let failed = |why: String| {
+                let error = TaskError::Invalid(format!("{NAMED}: {:?}: {why}", secret.name()));
+                error.because(Cause::SecretUnavailable)
+            };
             let value = match secret {
                 SecretRef::File(name) => {
                     let Some(dir) = &settings.dir else {

@@ -15,12 +15,14 @@ use crate::backend::{self, Place};
 use crate::events::Events;
 use crate::service::Service;
 use crate::tasks::Pod;
-use crate::{paths, reaper, rebind, sys};
+use crate::{create, paths, reaper, rebind, sys};
 
 /// How long a killed sandbox may take to be reaped.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long containerd may take from the `start` action to Create.
 const FIRST_TASK: Duration = Duration::from_secs(30);
+/// A pod looks so often whether containerd still has anything of it.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// Serves until the pod is empty and containerd asks for the end, or on SIGTERM.
 pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
@@ -69,6 +71,13 @@ async fn serve(call: &Call, listener: UnixListener, place: Place) -> Result<(), 
             return Ok(());
         }
         () = unused(&pod) => tracing::warn!("no task was created: containerd has given up"),
+        () = forgotten(&pod, call.bundle.as_deref()) => {
+            tracing::warn!("containerd has nothing of this pod any more: ending it");
+            pod.end_when_empty(); // what is just being made is undone
+            let _nothing_is_made = pod.creating.lock().await;
+            end_all(&pod).await;
+            create::abandon(&pod).await;
+        }
     }
     events.flush(Duration::from_secs(2)).await;
     // The reply to Shutdown is on its way still; then nobody has anything to ask.
@@ -85,11 +94,23 @@ async fn unused(pod: &Pod) {
     }
 }
 
-/// SIGTERM: no sandbox may outlive the one who answers for it. Its end is not published: containerd does that for every
+/// Resolves when containerd has removed the bundles of all that is in the pod, and has not told the pod: restarted while a task was
+/// made, or in front of a shim that did not answer in time, it takes that for dead and forgets it.
+async fn forgotten(pod: &Pod, bundle: Option<&Path>) {
+    let Some(first) = bundle.and_then(|bundle| std::path::absolute(bundle).ok()) else { std::future::pending().await };
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if !pod.bundles().iter().chain([&first]).any(|bundle| bundle.exists()) {
+            return;
+        }
+    }
+}
+
+/// No sandbox may outlive the one who answers for it. Its end is not published: containerd does that for every
 /// task of a shim that has gone, and one exit is enough.
 async fn end_all(pod: &Pod) {
     pod.events.mute();
-    tracing::info!("SIGTERM: ending the pod's sandbox");
+    tracing::info!("ending the pod's sandbox");
     if let Ok(backend) = pod.backend() {
         backend.end().await;
     }

@@ -162,9 +162,7 @@ impl Task for Service {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> Answer<Empty> {
-        if self.0.is_empty() {
-            self.0.over.notify_one();
-        }
+        self.0.end_when_empty();
         Ok(Empty::new())
     }
 }

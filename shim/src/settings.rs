@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use trust::id::{NodeId, TrustDomain};
 use trust::identity::Permission;
+pub use trust::identity::service::{HttpSettings, Source};
 
 use crate::args::is_identifier;
 use crate::error::TaskError;
@@ -139,47 +140,10 @@ pub struct IdentitySettings {
     pub token_lifetime: Duration,
 }
 
-/// Where agents are looked up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Source {
-    /// In files on the node.
-    #[default]
-    Registry,
-    /// At a creto-nhi service.
-    Http,
-}
-
-/// The table `[identity.http]`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HttpSettings {
-    /// Of the service: `https://…`, or `http://` and a loopback address.
-    pub url: String,
-    /// Certificates (PEM) of whoever vouches for it.
-    pub ca_file: Option<PathBuf>,
-    /// One request, all in all.
-    #[serde(default = "HttpSettings::timeout", deserialize_with = "timeout")]
-    pub timeout: Duration,
-}
-
-impl HttpSettings {
-    /// Nobody's Create waits longer.
-    pub const LONGEST: Duration = Duration::from_secs(30);
-
-    fn timeout() -> Duration {
-        Duration::from_secs(2)
-    }
-}
-
 impl IdentitySettings {
     /// The service that is asked; `None` for the registry.
     pub fn service(&self) -> Result<Option<&HttpSettings>, String> {
-        match (self.source, &self.http) {
-            (Source::Registry, _) => Ok(None),
-            (Source::Http, Some(http)) => Ok(Some(http)),
-            (Source::Http, None) => Err("identity.source is \"http\": give the service in [identity.http], url".into()),
-        }
+        HttpSettings::of(self.source, self.http.as_ref())
     }
 }
 
@@ -200,18 +164,6 @@ fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duratio
     match parsed >= Duration::from_secs(60) {
         true => Ok(parsed),
         false => Err(serde::de::Error::custom(format!("{text:?}: give a minute or more, such as \"1h\""))),
-    }
-}
-
-/// `2s`, and no longer than somebody waits for a sandbox.
-fn timeout<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    let parsed = humantime::parse_duration(&text).map_err(|e| serde::de::Error::custom(format!("{text:?}: {e}")))?;
-    match !parsed.is_zero() && parsed <= HttpSettings::LONGEST {
-        true => Ok(parsed),
-        false => {
-            Err(serde::de::Error::custom(format!("{text:?}: give up to {:?}, such as \"2s\"", HttpSettings::LONGEST)))
-        }
     }
 }
 

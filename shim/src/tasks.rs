@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -110,6 +110,8 @@ pub struct Pod {
     pub creating: tokio::sync::Mutex<()>,
     /// Notified when the last task is gone and containerd asked for the end.
     pub over: Notify,
+    /// containerd has asked for the end, and there was no task.
+    unwanted: AtomicBool,
     sandbox: Mutex<Option<Sandbox>>,
     /// Out-of-memory kills that were published.
     oom_kills: AtomicU64,
@@ -119,8 +121,8 @@ pub struct Pod {
 impl Pod {
     /// A pod without tasks and without a sandbox.
     pub fn new(place: Place, events: Events) -> Self {
-        let (creating, over, sandbox, oom_kills, processes) = Default::default();
-        Self { place, events, creating, over, sandbox, oom_kills, processes }
+        let (creating, over, unwanted, sandbox, oom_kills, processes) = Default::default();
+        Self { place, events, creating, over, unwanted, sandbox, oom_kills, processes }
     }
 
     /// Whether the sandbox lives and dies with this container.
@@ -198,9 +200,31 @@ impl Pod {
         self.table().is_empty()
     }
 
+    /// containerd asks for the end, which comes where there is no task. One that is just being made is then made for nobody:
+    /// containerd was restarted, or its caller has left. Its Create undoes what it has made, and the end comes after that.
+    pub fn end_when_empty(&self) {
+        if self.is_empty() {
+            self.unwanted.store(true, Ordering::Relaxed);
+            if self.creating.try_lock().is_ok() {
+                self.over.notify_one();
+            }
+        }
+    }
+
+    /// Whether containerd has given up all that there could be in the pod.
+    pub fn is_unwanted(&self) -> bool {
+        self.unwanted.load(Ordering::Relaxed)
+    }
+
     /// The pod's containers.
     pub fn inits(&self) -> Vec<Key> {
         self.table().keys().filter(|key| key.is_init()).cloned().collect()
+    }
+
+    /// What containerd has of each of them on disk.
+    pub fn bundles(&self) -> Vec<PathBuf> {
+        let table = self.table();
+        table.iter().filter(|(key, _)| key.is_init()).map(|(_, process)| process.bundle.clone()).collect()
     }
 
     /// Adds a process.

@@ -75,7 +75,7 @@ impl Node {
                 .unwrap();
         }
         let namespace = format!("t{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
-        let snapshotter = setup.snapshotter.unwrap_or_else(|| snapshotter(dir.path()));
+        let snapshotter = setup.snapshotter.unwrap_or_else(|| images::snapshotter(dir.path()));
         let (daemon, ids) = Default::default();
         let node = Self { setup, dir, namespace, snapshotter, daemon, ids };
         node.put_runsc();
@@ -107,20 +107,34 @@ impl Node {
 
     /// Starts containerd and waits until it answers.
     pub fn start_containerd(&self) {
-        let config = self.path("containerd.toml");
-        fs::write(&config, self.config()).unwrap();
-        // `mount` and friends come from the system; a runsc of the system's does not.
-        let own = [self.path("bin"), parts::shim_dir().to_owned(), self.setup.containerd.bin()];
-        let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
-        let path: OsString = std::env::join_paths(own.into_iter().chain(system)).unwrap();
+        fs::write(self.containerd_config(), self.config()).unwrap();
         let log = File::options().create(true).append(true).open(self.path("containerd.log")).unwrap();
         let mut command = self.command(&self.setup.containerd.bin().join("containerd"));
-        command.arg("--config").arg(&config).env("PATH", path).env("CRETO_ROOT", self.path("creto"));
+        command.arg("--config").arg(self.containerd_config());
+        command.env("PATH", self.containerd_path()).env("CRETO_ROOT", self.path("creto"));
         command.envs(self.setup.env.iter().cloned());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         *self.daemon.lock().unwrap() = Some(command.spawn().unwrap());
         let answers = poll(|| (self.ctr(&["version"]).status == 0).then_some(()));
         assert!(answers.is_some(), "containerd does not answer; its log:\n{}", self.log());
+    }
+
+    /// containerd's configuration, once it has been started.
+    pub fn containerd_config(&self) -> PathBuf {
+        self.path("containerd.toml")
+    }
+
+    /// The PATH by which containerd finds the shim, and the shim runsc. `mount` and friends come from the system; a runsc of the
+    /// system's does not.
+    pub fn containerd_path(&self) -> OsString {
+        let own = [self.path("bin"), parts::shim_dir().to_owned(), self.containerd_bin()];
+        let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
+        std::env::join_paths(own.into_iter().chain(system)).unwrap()
+    }
+
+    /// Where its containerd and `ctr` are.
+    pub fn containerd_bin(&self) -> PathBuf {
+        self.setup.containerd.bin()
     }
 
     /// Stops containerd as a service manager would; the tasks run on.
@@ -383,18 +397,4 @@ fn tail(log: &str) -> String {
     const LINES: usize = 40;
     let lines: Vec<&str> = log.lines().filter(|line| !line.contains("level=info")).collect();
     lines[lines.len().saturating_sub(LINES)..].join("\n")
-}
-
-/// overlayfs where the directory's file system can carry it, as users have it; else native.
-fn snapshotter(dir: &Path) -> &'static str {
-    let at = |sub: &str| dir.join(sub).display().to_string();
-    let layers = format!("lowerdir={},upperdir={},workdir={}", at("lower"), at("upper"), at("work"));
-    let merged = dir.join("merged");
-    match mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(layers.as_str())) {
-        Ok(()) => {
-            umount2(&merged, MntFlags::empty()).unwrap();
-            "overlayfs"
-        }
-        Err(_) => "native",
-    }
 }

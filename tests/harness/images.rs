@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
@@ -86,6 +87,20 @@ fn oci_archive(layer: &[u8]) -> Vec<u8> {
     append(&mut tar, "index.json", 0o644, EntryType::Regular, index.to_string().as_bytes(), None);
     append(&mut tar, "oci-layout", 0o644, EntryType::Regular, br#"{"imageLayoutVersion":"1.0.0"}"#, None);
     tar.into_inner().unwrap()
+}
+
+/// overlayfs where the directory's file system can carry it, as users have it; else native.
+pub fn snapshotter(dir: &Path) -> &'static str {
+    let at = |sub: &str| dir.join(sub).display().to_string();
+    let layers = format!("lowerdir={},upperdir={},workdir={}", at("lower"), at("upper"), at("work"));
+    let merged = dir.join("merged");
+    match mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(layers.as_str())) {
+        Ok(()) => {
+            umount2(&merged, MntFlags::empty()).unwrap();
+            "overlayfs"
+        }
+        Err(_) => "native",
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

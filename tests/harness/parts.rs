@@ -81,6 +81,11 @@ pub fn busybox() -> PathBuf {
     part_dir("busybox").join("bin/busybox")
 }
 
+/// An OCI archive of an image of Debian's Python.
+pub fn python() -> PathBuf {
+    part_dir("python").join("python.tar")
+}
+
 /// The distribution project's registry.
 pub fn registry() -> PathBuf {
     part_dir("registry").join("bin/docker-registry")
@@ -94,6 +99,11 @@ pub fn cosign() -> PathBuf {
 /// Python's libraries that verify: securesystemslib (DSSE), PyJWT, cryptography.
 pub fn verifiers() -> PathBuf {
     part_dir("verifiers").join("lib")
+}
+
+/// Prometheus' Python library, with its parser of OpenMetrics.
+pub fn openmetrics() -> PathBuf {
+    part_dir("openmetrics").join("lib")
 }
 
 fn workspace() -> &'static Path {

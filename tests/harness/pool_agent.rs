@@ -22,6 +22,13 @@ pub struct PoolAgent<'a> {
 impl<'a> PoolAgent<'a> {
     /// Starts it, with the network that we ship on another subnet than the harness', and waits until it is healthy.
     pub fn start(network: &'a Network, settings: &str) -> Self {
+        let agent = Self::installed(network, settings);
+        agent.restart();
+        agent
+    }
+
+    /// Writes its configuration; nothing runs yet.
+    pub fn installed(network: &'a Network, settings: &str) -> Self {
         let node = &network.node;
         let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/cni/10-creto.conflist");
         let ipam = node.path("ipam").display().to_string();
@@ -39,9 +46,7 @@ impl<'a> PoolAgent<'a> {
             node.snapshotter(),
         );
         fs::write(node.path("creto/etc/pool-agent.toml"), config).unwrap();
-        let agent = Self { network, process: Mutex::default() };
-        agent.restart();
-        agent
+        Self { network, process: Mutex::default() }
     }
 
     /// Starts it, after it has ended.
@@ -56,11 +61,26 @@ impl<'a> PoolAgent<'a> {
         assert!(healthy.is_some(), "creto-pool-agent is not healthy; its log:\n{}", self.log());
     }
 
+    /// Sends it a signal that it outlives.
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.process.lock().unwrap().as_ref().expect("it runs").id();
+        kill(Pid::from_raw(pid as i32), signal).unwrap();
+    }
+
     /// Ends it by this signal, and waits for its end.
     pub fn stop(&self, signal: Signal) {
         let mut child = self.process.lock().unwrap().take().expect("it runs");
         kill(Pid::from_raw(child.id() as i32), signal).unwrap();
         child.wait().unwrap();
+    }
+
+    /// How many callers it has at its socket.
+    pub fn connections(&self) -> usize {
+        let socket = self.network.node.path("creto/run/pool-agent.sock").display().to_string();
+        let of_host = self.network.host.inside(|| fs::read_to_string("/proc/thread-self/net/unix").unwrap());
+        // Num RefCount Protocol Flags Type St Inode Path: one that listens is of state 01, one that is connected of 03 (unix(7)).
+        let is_connected = |line: &&str| line.ends_with(&*socket) && line.split_whitespace().nth(5) == Some("03");
+        of_host.lines().filter(is_connected).count()
     }
 
     /// What it has logged.

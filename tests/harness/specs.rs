@@ -48,9 +48,7 @@ impl<'a> Specs<'a> {
         spec["process"]["env"] = json!(["PATH=/bin:/usr/bin"]);
         spec["process"]["terminal"] = json!(false);
         spec["linux"]["cgroupsPath"] = json!(format!("/{}/c", self.node.namespace()));
-        let mount = |(from, to): (PathBuf, &str)| {
-            json!({"destination": to, "type": "bind", "source": from, "options": ["rbind", "ro"]})
-        };
+        let mount = |(from, to): (PathBuf, &str)| json!({"destination": to, "type": "bind", "source": from, "options": ["rbind", "ro"]});
         spec["mounts"].as_array_mut().unwrap().extend(probe_files().into_iter().map(mount));
         spec
     }

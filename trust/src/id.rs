@@ -14,6 +14,14 @@ use spiffe::SpiffeId;
 const SPIFFE_ID_BYTES: usize = 2048;
 /// The path segment under which an agent's sandboxes are named; so no agent may be named like one.
 const SANDBOX: &str = "sandbox";
+/// Segments of a SPIFFE ID's path are neither empty nor `.` nor `..`.
+const SPIFFE_ID: Grammar =
+    Grammar::of(r"^spiffe://[a-z0-9._-]{1,255}(/(\.{0,2}[A-Za-z0-9_-]|\.{3})[A-Za-z0-9._-]*)+$", SPIFFE_ID_BYTES);
+/// The same, of what is named under [`SANDBOX`].
+const SANDBOX_SPIFFE_ID: Grammar = Grammar::of(
+    r"^spiffe://[a-z0-9._-]{1,255}(/(\.{0,2}[A-Za-z0-9_-]|\.{3})[A-Za-z0-9._-]*)*/sandbox/(\.{0,2}[A-Za-z0-9_-]|\.{3})[A-Za-z0-9._-]*$",
+    SPIFFE_ID_BYTES,
+);
 /// How much of a bad value an error repeats, in characters.
 const SHOWN: usize = 80;
 
@@ -36,19 +44,46 @@ impl BadId {
     }
 }
 
-/// What all names can do; `$check` is their grammar.
+/// What a name looks like, for whoever describes it to others. A test holds it to what parses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grammar {
+    /// What it must fit: a regular expression of ECMA 262.
+    pub pattern: &'static str,
+    /// What it must not fit, if anything.
+    pub never: Option<&'static str>,
+    /// Its longest, in bytes; it is ASCII.
+    pub longest: usize,
+}
+
+impl Grammar {
+    const fn of(pattern: &'static str, longest: usize) -> Self {
+        Self { pattern, never: None, longest }
+    }
+
+    /// Letters and digits, separated by single `.`, `_` or `-`.
+    const fn words(longest: usize) -> Self {
+        Self::of("^[A-Za-z0-9]+([._-][A-Za-z0-9]+)*$", longest)
+    }
+}
+
+/// What all names can do; `$check` reads them, `$grammar` tells others what it takes.
 macro_rules! name {
-    ($(#[$doc:meta])* $name:ident($inner:ty), $kind:literal, $check:expr) => {
+    ($(#[$doc:meta])* $name:ident($inner:ty), $kind:literal, $grammar:expr, $check:expr) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name($inner);
+
+        impl $name {
+            /// What it looks like.
+            pub const GRAMMAR: Grammar = $grammar;
+        }
 
         impl FromStr for $name {
             type Err = BadId;
 
             fn from_str(text: &str) -> Result<Self, BadId> {
-                let check: fn(&str) -> Result<$inner, String> = $check;
-                check(text).map(Self).map_err(|rule| BadId::new($kind, text, rule))
+                let check: fn(&str, usize) -> Result<$inner, String> = $check;
+                check(text, Self::GRAMMAR.longest).map(Self).map_err(|rule| BadId::new($kind, text, rule))
             }
         }
 
@@ -74,56 +109,56 @@ macro_rules! name {
 
 name! {
     /// A containerd container id. It names directories, sockets and SPIFFE path segments: `..`, `/` and "" are none.
-    SandboxId(String), "sandbox id", |text| words(text, 76)
+    SandboxId(String), "sandbox id", Grammar::words(76), words
 }
 name! {
     /// A containerd namespace; the same grammar as a container id (containerd `pkg/identifiers`).
-    Namespace(String), "containerd namespace", |text| words(text, 76)
+    Namespace(String), "containerd namespace", Grammar::words(76), words
 }
 name! {
     /// A node, as its operator calls it; fit for a SPIFFE path segment.
-    NodeId(String), "node id", |text| words(text, 253)
+    NodeId(String), "node id", Grammar::words(253), words
 }
 name! {
     /// What makes a sandbox, such as `gvisor`.
-    BackendName(String), "backend", |text| words(text, 64)
+    BackendName(String), "backend", Grammar::words(64), words
 }
 name! {
     /// A network policy of the node's, `policies.d/<name>.toml`.
-    PolicyName(String), "policy name", |text| words(text, 128)
+    PolicyName(String), "policy name", Grammar::words(128), words
 }
 name! {
     /// A pool of sandboxes that wait to be claimed.
-    PoolName(String), "pool name", |text| words(text, 63)
+    PoolName(String), "pool name", Grammar::words(63), words
 }
 name! {
     /// Which template of its pool a sandbox was made from, as the pool's owner calls it.
-    PoolGeneration(String), "pool generation", |text| words(text, 76)
+    PoolGeneration(String), "pool generation", Grammar::words(76), words
 }
 name! {
     /// A sandbox as people call it, beside its id.
-    SandboxName(String), "sandbox name", |text| words(text, 63)
+    SandboxName(String), "sandbox name", Grammar::words(63), words
 }
 name! {
     /// One claim of a sandbox, named by whoever claims: a claim that is made again under its name is the same.
-    ClaimId(String), "claim id", |text| words(text, 76)
+    ClaimId(String), "claim id", Grammar::words(76), words
 }
 name! {
     /// One run of a kernel: the UUID in /proc/sys/kernel/random/boot_id.
-    BootId(String), "boot id", uuid
+    BootId(String), "boot id", Grammar::of("^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", 36), uuid
 }
 name! {
     /// A key's RFC 7638 SHA-256 thumbprint, base64url.
-    KeyId(String), "key id", thumbprint
+    KeyId(String), "key id", Grammar::of("^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]$", 43), thumbprint
 }
 name! {
     /// The trust domain of a SPIFFE ID, such as `example.org`.
-    TrustDomain(String), "trust domain", trust_domain
+    TrustDomain(String), "trust domain", Grammar::of("^[a-z0-9._-]{1,255}$", 255), trust_domain
 }
 name! {
     /// An agent's SPIFFE ID. It has a path (a bare trust domain names nobody), and is no sandbox's.
-    AgentId(SpiffeId), "SPIFFE ID", |text| {
-        let id = spiffe_id(text)?;
+    AgentId(SpiffeId), "SPIFFE ID", Grammar { never: Some("/sandbox/[^/]*$"), ..SPIFFE_ID }, |text, longest| {
+        let id = spiffe_id(text, longest)?;
         let mut segments = id.path().rsplit('/');
         match (segments.next(), segments.next()) {
             (Some(""), None) => Err("has no path: name an agent, such as spiffe://example.org/agents/a".into()),
@@ -135,8 +170,8 @@ name! {
 name! {
     /// The SPIFFE ID of what runs in a sandbox: `spiffe://DOMAIN/AGENT PATH/sandbox/ID`, or without an agent
     /// `spiffe://DOMAIN/node/NODE/sandbox/ID`.
-    WorkloadId(SpiffeId), "workload SPIFFE ID", |text| {
-        let id = spiffe_id(text)?;
+    WorkloadId(SpiffeId), "workload SPIFFE ID", SANDBOX_SPIFFE_ID, |text, longest| {
+        let id = spiffe_id(text, longest)?;
         match id.path().rsplit('/').nth(1) {
             Some(SANDBOX) => Ok(id),
             _ => Err(format!("does not end in /{SANDBOX}/ID")),
@@ -191,30 +226,30 @@ fn words(text: &str, longest: usize) -> Result<String, String> {
     }
 }
 
-fn uuid(text: &str) -> Result<String, String> {
+fn uuid(text: &str, longest: usize) -> Result<String, String> {
     let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
     let fits = |(at, b): (usize, u8)| if matches!(at, 8 | 13 | 18 | 23) { b == b'-' } else { digit(b) };
-    match text.len() == 36 && text.bytes().enumerate().all(fits) {
+    match text.len() == longest && text.bytes().enumerate().all(fits) {
         true => Ok(text.to_owned()),
         false => Err("not a UUID in lower case".into()),
     }
 }
 
-fn thumbprint(text: &str) -> Result<String, String> {
+fn thumbprint(text: &str, _: usize) -> Result<String, String> {
     match BASE64_URL_SAFE_NO_PAD.decode(text) {
         Ok(bytes) if bytes.len() == 32 => Ok(text.to_owned()),
         _ => Err("not the base64url of a SHA-256 (RFC 7638)".into()),
     }
 }
 
-fn trust_domain(text: &str) -> Result<String, String> {
-    let domain = spiffe_id(&format!("spiffe://{text}"))?;
+fn trust_domain(text: &str, _: usize) -> Result<String, String> {
+    let domain = spiffe_id(&format!("spiffe://{text}"), SPIFFE_ID_BYTES)?;
     if domain.path().is_empty() { Ok(text.to_owned()) } else { Err("has a path".into()) }
 }
 
-fn spiffe_id(text: &str) -> Result<SpiffeId, String> {
-    if text.len() > SPIFFE_ID_BYTES {
-        return Err(format!("{} bytes; at most {SPIFFE_ID_BYTES}", text.len()));
+fn spiffe_id(text: &str, longest: usize) -> Result<SpiffeId, String> {
+    if text.len() > longest {
+        return Err(format!("{} bytes; at most {longest}", text.len()));
     }
     let id = SpiffeId::new(text).map_err(|e| e.to_string())?;
     if id.to_string() != text {

@@ -11,6 +11,7 @@ pub mod attestation;
 pub mod audit;
 pub mod identity;
 pub mod keys;
+pub mod refusal;
 #[cfg(feature = "sandbox-api")]
 pub mod sandbox_api;
 
@@ -22,5 +23,8 @@ pub mod digest;
 pub mod https;
 pub mod id;
 pub mod json;
+pub mod rate;
+#[cfg(feature = "schema")]
+mod schema;
 #[cfg(feature = "ledger")]
 pub mod sqlite;

@@ -128,6 +128,38 @@ pub struct Bound {
     /// `sha256:…` of the fence's rules as the kernel lists them; empty without a fence.
     #[prost(string, tag = "6")]
     pub ruleset: String,
+    /// Where a claim is answered.
+    #[prost(message, optional, tag = "7")]
+    pub took: Option<Took>,
+}
+
+/// How long the steps of a claim took, in microseconds, when it was made.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Took {
+    /// Asking who the agent is.
+    #[prost(uint64, tag = "1")]
+    pub identity: u64,
+    /// Reading the policy.
+    #[prost(uint64, tag = "2")]
+    pub policy: u64,
+    /// Asking for the secrets.
+    #[prost(uint64, tag = "3")]
+    pub secrets: u64,
+    /// A new key and token, and the look at the sandbox's network.
+    #[prost(uint64, tag = "4")]
+    pub token: u64,
+    /// Having creto-egress change the fence, and hearing what the kernel has then.
+    #[prost(uint64, tag = "5")]
+    pub fence: u64,
+    /// Replacing what is in /run/creto.
+    #[prost(uint64, tag = "6")]
+    pub delivery: u64,
+    /// Observing, signing and keeping the statement.
+    #[prost(uint64, tag = "7")]
+    pub attestation: u64,
+    /// Writing the record; that the disk has it is not waited for.
+    #[prost(uint64, tag = "8")]
+    pub record: u64,
 }
 
 /// What a sandbox is now.
@@ -257,7 +289,12 @@ mod tests {
             policy_digest: text("policy_digest"),
             generation: 7,
             ruleset: text("ruleset"),
+            took: Some(took()),
         }
+    }
+
+    fn took() -> Took {
+        Took { identity: 1, policy: 2, secrets: 3, token: 4, fence: 5, delivery: 6, attestation: 7, record: 8 }
     }
 
     fn rebind() -> RebindRequest {
@@ -302,6 +339,7 @@ mod tests {
             ("Policy", both),
             ("UpdatePolicyRequest", update.encode_to_vec()),
             ("Bound", bound().encode_to_vec()),
+            ("Took", took().encode_to_vec()),
             ("Description", description().encode_to_vec()),
         ] {
             let fields = &written[name];

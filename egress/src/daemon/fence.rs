@@ -2,12 +2,13 @@
 //! rules (`ruleset`), install them in one transaction (`kernel`), read them back: that is what is attested.
 //! Not here: names (`worker`), which policy a sandbox has, and remembering fences over a restart (the kernel keeps the rules).
 
-use std::collections::BTreeSet;
 use std::io;
 
+use nix::errno::Errno;
 use trust::digest::Digest;
 
 use super::kernel::{Entry, Kernel};
+use super::netlink::refusal;
 use super::netns::Port;
 use super::nf_tables::{Change, Family};
 use super::ruleset::{self, MAPS, MAX_INTERFACES, Settings, Slot};
@@ -20,6 +21,9 @@ pub struct Fences {
     kernel: Kernel,
     settings: Settings,
 }
+
+/// How a fence gets into the kernel: [`Fences::attach`], or [`Fences::change`] where it stands.
+pub type Put = fn(&Fences, Slot, &[Port], &[AddressRule]) -> Result<Digest, FenceError>;
 
 /// Why there is no fence, or none that we know of.
 #[derive(Debug, thiserror::Error)]
@@ -60,15 +64,14 @@ impl Fences {
         Ok(Self { kernel, settings })
     }
 
-    /// Puts a fence around a sandbox, in place of what this slot had: flows that it does not permit end with their next packet,
+    /// Puts a fence around a sandbox, in place of whatever this slot has: flows that it does not permit end with their next packet,
     /// in either direction, and the others go on. Returns the digest of what then stands in the kernel.
     pub fn attach(&self, slot: Slot, ports: &[Port], rules: &[AddressRule]) -> Result<Digest, FenceError> {
         if ports.len() > MAX_INTERFACES {
             return Err(FenceError::TooManyInterfaces(ports.len()));
         }
-        let interfaces: Vec<_> = ports.iter().map(|port| port.interface.clone()).collect();
-        let again = self.kernel.chain(Family::Inet, &slot.chains(0)[0].1).map_err(failed("read a chain"))?.is_some();
-        let mut stale = if again { self.entries_of(slot)? } else { vec![] };
+        let interfaces = interfaces(ports);
+        let mut stale = if self.is_free(slot)? { vec![] } else { self.entries_of(slot)? };
         // An address may have been another sandbox's that is gone.
         stale.extend(
             self.entries_at(slot, &interfaces)?.into_iter().filter(|entry| Slot::of_chain(&entry.chain) != Some(slot)),
@@ -79,6 +82,22 @@ impl Fences {
         self.read_back(slot, &interfaces)
     }
 
+    /// Other rules in a fence that stands, as this daemon put it, around the same ports: nothing is looked for that cannot be there, so
+    /// it costs the same however many fences there are. Every rule is put anew; where the kernel does not have the chains that
+    /// belong there and no others, all of the fence is.
+    pub fn change(&self, slot: Slot, ports: &[Port], rules: &[AddressRule]) -> Result<Digest, FenceError> {
+        let changes = ruleset::change(&self.settings, slot, ports, rules);
+        let (expected, interfaces) = (slot.chains(ports.len()).len(), interfaces(ports));
+        if let Err(error) = self.kernel.commit(&changes) {
+            tracing::warn!(mark = slot.mark(), %error, "a fence is not as it was put up: it is put up anew");
+            return self.attach(slot, ports, rules);
+        }
+        match self.standing(slot, &interfaces)? {
+            (chains, digest) if chains == expected => Ok(digest),
+            _ => self.attach(slot, ports, rules),
+        }
+    }
+
     /// The digest of what this daemon puts into the kernel for such a fence: another one where its version or its settings are
     /// others.
     pub fn put(&self, slot: Slot, ports: &[Port], rules: &[AddressRule]) -> Digest {
@@ -86,21 +105,25 @@ impl Fences {
         Digest::of(changes.iter().flatten().map(|change| format!("{change}\n")).collect::<String>().as_bytes())
     }
 
-    /// Removes all that belongs to a slot; it makes no difference what of it is there.
-    pub fn detach(&self, slot: Slot) -> Result<(), FenceError> {
-        let mut changes = take(self.entries_of(slot)?);
-        changes.extend(ruleset::detach(slot));
-        self.kernel.commit(&changes).map_err(failed("remove a fence"))
+    /// Removes all that belongs to a slot; it makes no difference what of it is there. `interfaces`: those that it was put around,
+    /// as far as is known.
+    pub fn detach(&self, slot: Slot, interfaces: &[Interface]) -> Result<(), FenceError> {
+        let own = |entry: &Entry| Slot::of_chain(&entry.chain) == Some(slot);
+        let remove = |entries: Vec<Entry>| {
+            let changes = [take(entries.into_iter().filter(own).collect()), ruleset::detach(slot)].concat();
+            self.kernel.commit(&changes)
+        };
+        match remove(self.entries_at(slot, interfaces)?) {
+            // Something else leads there.
+            Err(error) if refusal(&error) == Some(Errno::EBUSY) => remove(self.entries_of(slot)?),
+            removed => removed,
+        }
+        .map_err(failed("remove a fence"))
     }
 
-    /// The slots that something is there of.
-    pub fn slots(&self) -> Result<BTreeSet<Slot>, FenceError> {
-        let mut slots = BTreeSet::new();
-        for family in [Family::Inet, Family::Netdev] {
-            let chains = self.kernel.chains(family).map_err(failed("list chains"))?;
-            slots.extend(chains.iter().filter_map(|name| Slot::of_chain(name)));
-        }
-        Ok(slots)
+    /// Whether nothing is there of a slot.
+    pub fn is_free(&self, slot: Slot) -> Result<bool, FenceError> {
+        self.kernel.any(&slot.chains(MAX_INTERFACES)).map(|any| !any).map_err(failed("read a chain"))
     }
 
     /// Whether a sandbox's rules, and those that all share, are still what they were when `was` was returned.
@@ -111,19 +134,22 @@ impl Fences {
 
     /// The digest of all that decides on a sandbox's packets: the shared chains, its own, and what leads to them.
     pub fn read_back(&self, slot: Slot, interfaces: &[Interface]) -> Result<Digest, FenceError> {
+        self.standing(slot, interfaces).map(|(_, digest)| digest)
+    }
+
+    /// The same, and how many chains of its own it has.
+    fn standing(&self, slot: Slot, interfaces: &[Interface]) -> Result<(usize, Digest), FenceError> {
+        let tables = self.kernel.tables(&[Family::Inet, Family::Netdev]).map_err(failed("read a table"))?;
+        let shared = ruleset::SHARED.map(|name| (Family::Inet, name.to_owned()));
+        let chains = [&shared[..], &slot.chains(MAX_INTERFACES)].concat();
+        let chains = self.kernel.chains(&chains).map_err(failed("read a chain"))?;
+        let own = chains[shared.len()..].iter().flatten().count();
         let mut all = Vec::new();
-        let mut add = |part: Option<Vec<u8>>| {
+        for part in tables.into_iter().chain(chains) {
             all.push(part.is_some().into());
             let bytes = part.unwrap_or_default();
             all.extend((bytes.len() as u64).to_be_bytes());
             all.extend(bytes);
-        };
-        for family in [Family::Inet, Family::Netdev] {
-            add(self.kernel.table(family).map_err(failed("read a table"))?);
-        }
-        let shared = ruleset::SHARED.map(|name| (Family::Inet, name.to_owned()));
-        for (family, name) in shared.into_iter().chain(slot.chains(MAX_INTERFACES)) {
-            add(self.kernel.chain(family, &name).map_err(failed("read a chain"))?);
         }
         let mut entries = self.entries_at(slot, interfaces)?;
         entries.sort();
@@ -132,7 +158,7 @@ impl Fences {
                 format!("{map} {} {chain}\n", key.iter().map(|byte| format!("{byte:02x}")).collect::<String>()).bytes(),
             );
         }
-        Ok(Digest::of(&all))
+        Ok((own, Digest::of(&all)))
     }
 
     /// What leads to a sandbox's chains, by looking through all that is there.
@@ -147,12 +173,15 @@ impl Fences {
 
     /// What stands where a sandbox's entries belong.
     fn entries_at(&self, slot: Slot, interfaces: &[Interface]) -> Result<Vec<Entry>, FenceError> {
-        let keys = ruleset::elements(slot, interfaces).into_iter();
-        let entry = |(map, key, _): (_, Vec<u8>, _)| self.kernel.entry(map, &key).transpose();
-        keys.filter_map(entry).collect::<Result<_, _>>().map_err(failed("read a map"))
+        let keys: Vec<_> = ruleset::elements(slot, interfaces).into_iter().map(|(map, key, _)| (map, key)).collect();
+        self.kernel.entries_at(&keys).map_err(failed("read a map"))
     }
 }
 
 fn take(entries: Vec<Entry>) -> Vec<Change> {
     entries.into_iter().map(|entry| Change::Take(entry.map, entry.key)).collect()
+}
+
+fn interfaces(ports: &[Port]) -> Vec<Interface> {
+    ports.iter().map(|port| port.interface.clone()).collect()
 }

@@ -36,11 +36,17 @@ impl Kernel {
         self.0.batch(begin, changes.iter().map(Change::encode).collect(), end)
     }
 
-    /// Where a key of a map leads to, if it is there. Costs the same however much there is.
-    pub fn entry(&self, map: &'static str, key: &[u8]) -> io::Result<Option<Entry>> {
-        let answers = self.one(nf_tables::message(kind::GET_ELEMENT, 0, Family::Inet, nf_tables::of_key(map, key)))?;
-        let found = answers.iter().flatten().flat_map(nf_tables::elements).next();
-        Ok(found.map(|(key, chain)| Entry { map, key, chain }))
+    /// Where these keys of these maps lead to, as far as they are there. Costs the same however much there is.
+    pub fn entries_at(&self, keys: &[(&'static str, Vec<u8>)]) -> io::Result<Vec<Entry>> {
+        let question = |(map, key): &(&'static str, Vec<u8>)| {
+            nf_tables::message(kind::GET_ELEMENT, 0, Family::Inet, nf_tables::of_key(map, key))
+        };
+        let answers = self.all(keys.iter().map(question).collect())?;
+        let entries = keys.iter().zip(answers).filter_map(|((map, _), answer)| {
+            let (key, chain) = answer?.iter().flat_map(nf_tables::elements).next()?;
+            Some(Entry { map, key, chain })
+        });
+        Ok(entries.collect())
     }
 
     /// What is in a map; nothing where there is no such map.
@@ -51,38 +57,51 @@ impl Kernel {
         Ok(entries.map(|(key, chain)| Entry { map, key, chain }).collect())
     }
 
-    /// The names of all chains of our table of a family.
-    pub fn chains(&self, family: Family) -> io::Result<Vec<String>> {
-        let answers = self.dump(kind::GET_CHAIN, family, vec![])?;
-        Ok(answers.iter().filter_map(nf_tables::chain_name).collect())
+    /// Whether one of these chains is there.
+    pub fn any(&self, chains: &[(Family, String)]) -> io::Result<bool> {
+        Ok(self.all(chains.iter().map(of_chain).collect())?.iter().any(Option::is_some))
     }
 
-    /// Our table of a family as [`Kernel::chain`] gives a chain: a dormant one decides nothing.
-    pub fn table(&self, family: Family) -> io::Result<Option<Vec<u8>>> {
-        self.one(nf_tables::message(kind::GET_TABLE, 0, family, nf_tables::of_table())).map(written)
+    /// Our tables of these families as [`Kernel::chains`] gives chains: a dormant one decides nothing.
+    pub fn tables(&self, families: &[Family]) -> io::Result<Vec<Option<Vec<u8>>>> {
+        let question = |family: &Family| nf_tables::message(kind::GET_TABLE, 0, *family, nf_tables::of_table());
+        let tables = self.all(families.iter().map(question).collect())?;
+        Ok(tables.into_iter().map(|table| table.map(|table| written(&table))).collect())
     }
 
-    /// A chain with its rules, in bytes that say what it does and nothing else (no handles, no counts); `None` where there is
+    /// Chains with their rules, in bytes that say what each does and nothing else (no handles, no counts); `None` where there is
     /// no such chain.
-    pub fn chain(&self, family: Family, name: &str) -> io::Result<Option<Vec<u8>>> {
-        let chain = self.one(nf_tables::message(kind::GET_CHAIN, 0, family, nf_tables::of_chain(3, name)))?;
-        let Some(mut chain) = chain else { return Ok(None) };
-        chain.extend(self.dump(kind::GET_RULE, family, nf_tables::of_chain(2, name))?);
-        Ok(written(Some(chain)))
+    pub fn chains(&self, chains: &[(Family, String)]) -> io::Result<Vec<Option<Vec<u8>>>> {
+        let found = self.all(chains.iter().map(of_chain).collect())?;
+        let with_rules = |((family, name), chain): (&(Family, String), Option<Vec<Message>>)| {
+            let Some(mut chain) = chain else { return Ok(None) };
+            chain.extend(self.dump(kind::GET_RULE, *family, nf_tables::of_chain(2, name))?);
+            Ok(Some(written(&chain)))
+        };
+        chains.iter().zip(found).map(with_rules).collect()
     }
 
-    fn one(&self, question: Message) -> io::Result<Option<Vec<Message>>> {
-        match self.0.ask(question) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            answers => answers.map(Some),
-        }
+    /// The answers to questions that are asked at once; none to one about what is not there.
+    fn all(&self, questions: Vec<Message>) -> io::Result<Vec<Option<Vec<Message>>>> {
+        self.0.ask_all(questions)?.into_iter().map(there).collect()
     }
 
     fn dump(&self, kind: u16, family: Family, which: Vec<u8>) -> io::Result<Vec<Message>> {
-        self.one(nf_tables::message(kind, NLM_F_DUMP, family, which)).map(Option::unwrap_or_default)
+        there(self.0.ask(nf_tables::message(kind, NLM_F_DUMP, family, which))).map(Option::unwrap_or_default)
     }
 }
 
-fn written(messages: Option<Vec<Message>>) -> Option<Vec<u8>> {
-    messages.map(|messages| messages.iter().flat_map(nf_tables::canonical).collect())
+fn of_chain((family, name): &(Family, String)) -> Message {
+    nf_tables::message(kind::GET_CHAIN, 0, *family, nf_tables::of_chain(3, name))
+}
+
+fn there(answer: io::Result<Vec<Message>>) -> io::Result<Option<Vec<Message>>> {
+    match answer {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        answer => answer.map(Some),
+    }
+}
+
+fn written(messages: &[Message]) -> Vec<u8> {
+    messages.iter().flat_map(nf_tables::canonical).collect()
 }

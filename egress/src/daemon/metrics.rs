@@ -1,4 +1,4 @@
-//! The daemon's own metrics, and `/metrics` over HTTP (OpenMetrics 1.0) with the worker's beside them.
+//! The daemon's own metrics, with the worker's beside them: shown over egress.sock, and by `/metrics` over HTTP (OpenMetrics 1.0).
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -118,8 +118,28 @@ impl Default for Metrics {
     }
 }
 
+/// What whoever asks is shown: the daemon's own metrics, and the worker's where it answers. Clones share them.
+#[derive(Clone)]
+pub struct Shown {
+    metrics: Arc<Metrics>,
+    worker: Worker,
+}
+
+impl Shown {
+    /// Of these two.
+    pub fn new(metrics: Arc<Metrics>, worker: Worker) -> Self {
+        Self { metrics, worker }
+    }
+
+    /// As OpenMetrics text.
+    pub async fn text(&self) -> String {
+        let workers = self.worker.report().await.map(|report| report.metrics).unwrap_or_default();
+        self.metrics.text(&workers)
+    }
+}
+
 /// Answers `GET /metrics` for ever.
-pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, worker: Worker) {
+pub async fn serve(listener: TcpListener, shown: Shown) {
     let room = Arc::new(Semaphore::new(READERS));
     loop {
         let Ok(place) = room.clone().acquire_owned().await else { return };
@@ -131,9 +151,9 @@ pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, worker: Worker)
                 continue;
             }
         };
-        let (metrics, worker) = (metrics.clone(), worker.clone());
+        let shown = shown.clone();
         tokio::spawn(async move {
-            let answer = service_fn(|request| answer(request, &metrics, &worker));
+            let answer = service_fn(|request| answer(request, &shown));
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE)
@@ -147,15 +167,10 @@ pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, worker: Worker)
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    metrics: &Metrics,
-    worker: &Worker,
-) -> Result<Response<String>, Infallible> {
+async fn answer(request: Request<Incoming>, shown: &Shown) -> Result<Response<String>, Infallible> {
     let (status, kind, text) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => {
-            let workers = worker.report().await.map(|report| report.metrics).unwrap_or_default();
-            (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", metrics.text(&workers))
+            (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", shown.text().await)
         }
         (_, "/metrics") => (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET\n".to_owned()),
         _ => (StatusCode::NOT_FOUND, "text/plain", "there is /metrics\n".to_owned()),

@@ -1,4 +1,4 @@
-//! A netlink socket, and talking through it: one question and its answers, or a batch that holds as a whole or not at all.
+//! A netlink socket, and talking through it: one question and its answers, many at once, or a batch that holds as a whole or not at all.
 //! Knows frames, not what is in them. Source: netlink(7), Linux `include/uapi/linux/netlink.h`, `nfnetlink.h`.
 
 use std::io;
@@ -42,7 +42,12 @@ pub struct Netlink(Mutex<Conversation>);
 struct Conversation {
     socket: OwnedFd,
     sequence: u32,
+    /// For what is received, made once: to clear so much memory for each answer costs more than the kernel's answering.
+    datagram: Vec<u8>,
 }
+
+/// What was said to one message: the answers, or a refusal.
+type Said = Result<Vec<Message>, Errno>;
 
 impl Netlink {
     /// Opens one of this protocol.
@@ -52,7 +57,7 @@ impl Netlink {
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE))?;
         setsockopt(&socket, sockopt::SndBufForce, &ROOM)?;
         setsockopt(&socket, sockopt::RcvBufForce, &ROOM)?;
-        Ok(Self(Mutex::new(Conversation { socket, sequence: 0 })))
+        Ok(Self(Mutex::new(Conversation { socket, sequence: 0, datagram: vec![0; DATAGRAM] })))
     }
 
     /// Asks, and returns what was answered.
@@ -61,13 +66,27 @@ impl Netlink {
         if question.flags & NLM_F_DUMP != NLM_F_DUMP {
             question.flags |= NLM_F_ACK;
         }
-        self.lock().exchange(&[question])
+        let said = self.lock().exchange(std::slice::from_ref(&question), false)?;
+        said.into_iter()
+            .next()
+            .map_or(Ok(Vec::new()), |said| said.map_err(|error| Refused::new(error, &question).into()))
+    }
+
+    /// Asks all of these by one call, and returns what was answered to each, in their order. None may be a dump, of which a socket
+    /// has one at a time.
+    pub fn ask_all(&self, mut questions: Vec<Message>) -> io::Result<Vec<io::Result<Vec<Message>>>> {
+        let Some(last) = questions.last_mut() else { return Ok(Vec::new()) };
+        last.flags |= NLM_F_ACK;
+        let said = self.lock().exchange(&questions, false)?;
+        let refused = |(said, question): (Said, &Message)| said.map_err(|error| Refused::new(error, question).into());
+        Ok(said.into_iter().zip(&questions).map(refused).collect())
     }
 
     /// What the kernel tells by itself. Waits; nothing, if it is silent for some seconds.
     pub fn heard(&self) -> io::Result<Vec<Message>> {
-        let mut datagram = vec![0; DATAGRAM];
-        let length = match recv(self.lock().socket.as_raw_fd(), &mut datagram, MsgFlags::empty()) {
+        let mut conversation = self.lock();
+        let Conversation { socket, datagram, .. } = &mut *conversation;
+        let length = match recv(socket.as_raw_fd(), datagram, MsgFlags::empty()) {
             Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Vec::new()),
             length => length?,
         };
@@ -87,7 +106,11 @@ impl Netlink {
         last.flags |= NLM_F_ACK;
         messages.insert(0, begin);
         messages.push(end);
-        self.lock().exchange(&messages).map(drop)
+        let said = self.lock().exchange(&messages, true)?;
+        match said.into_iter().zip(&messages).find_map(|(said, message)| Some(Refused::new(said.err()?, message))) {
+            Some(refused) => Err(refused.into()),
+            None => Ok(()),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Conversation> {
@@ -96,7 +119,9 @@ impl Netlink {
 }
 
 impl Conversation {
-    fn exchange(&mut self, messages: &[Message]) -> io::Result<Vec<Message>> {
+    /// Sends all by one call, and receives until the last that is acknowledged, or dumped, is. Of a batch `as_one` a refusal of the
+    /// whole is said to its first message, and nothing after it.
+    fn exchange(&mut self, messages: &[Message], as_one: bool) -> io::Result<Vec<Said>> {
         let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();
         let mut awaited = first;
@@ -111,30 +136,34 @@ impl Conversation {
             bytes.extend(self.sequence.to_ne_bytes());
             bytes.extend([0; 4]); // the port: the kernel knows it
             bytes.extend(&message.payload);
+            bytes.resize(align(bytes.len()), 0);
         }
         send(self.socket.as_raw_fd(), &bytes, MsgFlags::empty())?;
-        let mut datagram = vec![0; DATAGRAM];
-        let (mut answers, mut failure) = (Vec::new(), None);
+        let mut all: Vec<Said> = vec![Ok(Vec::new()); messages.len()];
         loop {
-            let length = recv(self.socket.as_raw_fd(), &mut datagram, MsgFlags::empty())?;
-            let mut rest = &datagram[..length];
+            let length = recv(self.socket.as_raw_fd(), &mut self.datagram, MsgFlags::empty())?;
+            let mut rest = &self.datagram[..length];
             while !rest.is_empty() {
                 let answer = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
                 let (sequence, payload) = (answer.sequence_number(), answer.payload());
                 let index = sequence.wrapping_sub(first) as usize;
-                if index < messages.len() {
+                if let Some(said) = all.get_mut(index) {
                     match answer.message_type() {
-                        NLMSG_ERROR => {
-                            if let Some(error) = errno(payload) {
-                                failure.get_or_insert_with(|| Refused::new(error, &messages[index]));
+                        kind @ (NLMSG_ERROR | NLMSG_DONE) => {
+                            let refusal = errno(payload);
+                            if let Some(error) = refusal {
+                                *said = Err(error);
                             }
-                            // A batch that cannot be committed, or not even be begun, is answered at its first message.
-                            if sequence == awaited || (sequence == first && failure.is_some()) {
-                                return failure.map_or(Ok(answers), |refused| Err(refused.into()));
+                            let is_end = kind == NLMSG_DONE || sequence == awaited;
+                            if is_end || (as_one && sequence == first && refusal.is_some()) {
+                                return Ok(all);
                             }
                         }
-                        NLMSG_DONE => return errno(payload).map_or(Ok(answers), |error| Err(error.into())),
-                        kind => answers.push(Message { kind, flags: answer.flags(), payload: payload.to_vec() }),
+                        kind => {
+                            if let Ok(answers) = said {
+                                answers.push(Message { kind, flags: answer.flags(), payload: payload.to_vec() });
+                            }
+                        }
                     }
                 }
                 rest = rest.get(align(answer.length() as usize)..).unwrap_or_default();

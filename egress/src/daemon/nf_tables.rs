@@ -345,12 +345,6 @@ fn steps_without_counts(steps: &[u8]) -> Vec<u8> {
     parse(steps).into_iter().flat_map(kept).collect()
 }
 
-/// The name of a chain that was read back, if it is of our table.
-pub fn chain_name(message: &Message) -> Option<String> {
-    let table = find(attributes(message), 1).and_then(name)?;
-    (table == TABLE).then(|| find(attributes(message), 3).and_then(name)).flatten()
-}
-
 /// Keys, and the chains they lead to, of a map that was read back.
 pub fn elements(message: &Message) -> Vec<(Vec<u8>, String)> {
     let entry = |(_, element): (u16, Vec<u8>)| {

@@ -118,23 +118,29 @@ pub const MAPS: [&str; 5] = [SENDERS, REDIRECTS, DENIALS, RECEIVERS4, RECEIVERS6
 
 /// Puts a fence around a sandbox, in place of what stands there.
 pub fn attach(settings: &Settings, slot: Slot, ports: &[Port], rules: &[AddressRule]) -> Vec<Change> {
-    let mut changes = remove_devices(slot);
+    [remove_devices(slot), change(settings, slot, ports, rules)].concat()
+}
+
+/// Puts every rule of a fence anew, where the same interfaces had one, or none had.
+pub fn change(settings: &Settings, slot: Slot, ports: &[Port], rules: &[AddressRule]) -> Vec<Change> {
+    let mut changes = Vec::new();
     for (_, name) in slot.chains(0) {
         changes.push(Change::Chain(Family::Inet, name.clone(), None));
         changes.push(Change::Flush(Family::Inet, name));
     }
     for (index, port) in ports.iter().enumerate() {
-        let name = slot.device(index);
         let device = Some(port.interface.host_name.clone());
         let hook = Hook { kind: "filter", number: 0, priority: -450, device, accept: false };
         let out = Hook { number: 1, accept: true, ..hook.clone() };
-        changes.push(Change::Chain(Family::Netdev, name.clone(), Some(hook)));
-        changes.extend(ingress(slot, port).into_iter().map(|rule| Change::Append(Family::Netdev, name.clone(), rule)));
         // What another sandbox may say to the whole wire (to find its gateway) is not for this one's ears.
-        let name = slot.towards(index);
-        changes.push(Change::Chain(Family::Netdev, name.clone(), Some(out)));
         let marked = join([masked_mark(), vec![Step::IsNot(vec![0; 4]), Step::Count], then(Verdict::Drop)]);
-        changes.push(Change::Append(Family::Netdev, name, marked));
+        for (name, hook, rules) in
+            [(slot.device(index), hook, ingress(slot, port)), (slot.towards(index), out, vec![marked])]
+        {
+            changes.push(Change::Chain(Family::Netdev, name.clone(), Some(hook)));
+            changes.push(Change::Flush(Family::Netdev, name.clone()));
+            changes.extend(rules.into_iter().map(|rule| Change::Append(Family::Netdev, name.clone(), rule)));
+        }
     }
     let own = |rule| Change::Append(Family::Inet, slot.own(), rule);
     changes.push(own(join([ct_bits(ct::STATE, ct::INVALID), then(Verdict::Drop)])));

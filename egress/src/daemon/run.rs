@@ -16,7 +16,7 @@ use trust::id::NodeId;
 
 use super::config::{Config, ConfigError};
 use super::fence::{FenceError, Fences};
-use super::metrics::{self, Metrics};
+use super::metrics::{self, Metrics, Shown};
 use super::names::KeptNames;
 use super::nflog::Log;
 use super::recorder::Recorder;
@@ -140,12 +140,13 @@ async fn serve(paths: Paths, config: Config, activated: Option<UnixListener>, de
     let sandboxes = Arc::new(sandboxes);
     sandboxes.recover().await.map_err(DaemonFailed::Recover)?;
 
+    let shown = Shown::new(metrics, worker.clone());
     if let Some(address) = config.metrics {
         let reader = doing(format!("metrics at {address}"), TcpListener::bind(address).await)?;
-        tokio::spawn(metrics::serve(reader, metrics, worker.clone()));
+        tokio::spawn(metrics::serve(reader, shown.clone()));
     }
     listen_to_kernel(log, sandboxes.clone(), tell);
-    tokio::spawn(server::serve(listener, sandboxes.clone()));
+    tokio::spawn(server::serve(listener, sandboxes.clone(), shown));
     let auditing = sandboxes.clone();
     tokio::spawn(async move {
         let mut due = tokio::time::interval(config.audit_every);

@@ -6,7 +6,7 @@
 mod answers;
 mod upkeep;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,7 +17,7 @@ use trust::audit::Event;
 use trust::chain::chain;
 use trust::digest::Digest;
 
-use super::fence::Fences;
+use super::fence::{Fences, Put};
 use super::metrics::Metrics;
 use super::netns::{self, Network, Port};
 use super::recorder::Recorder;
@@ -118,7 +118,7 @@ impl Sandboxes {
         let put_up = async {
             self.state.put(&kept).map_err(|e| refused(Code::State)(&e))?;
             self.worker.bind(bind(&kept)).await.map_err(silent)?; // a name that is asked for at once is known
-            self.enforce(kept.clone(), &policy)
+            self.enforce(kept.clone(), &policy, Fences::attach)
         };
         match put_up.await {
             Ok(kept) => {
@@ -148,11 +148,11 @@ impl Sandboxes {
         }
     }
 
-    /// Puts it into the kernel, and keeps what the kernel says.
-    fn enforce(&self, mut kept: Kept, policy: &CompiledPolicy) -> Result<Kept, Refusal> {
+    /// Puts it into the kernel, as a whole or by a change of what stands, and keeps what the kernel says.
+    fn enforce(&self, mut kept: Kept, policy: &CompiledPolicy, put: Put) -> Result<Kept, Refusal> {
         let slot = kept.slot().ok_or_else(|| refused(Code::State)(&"what was kept names no mark"))?;
         let rules = policy.address_rules();
-        let ruleset = self.fences.attach(slot, &kept.ports, &rules);
+        let ruleset = put(&self.fences, slot, &kept.ports, &rules);
         kept.fence.ruleset = ruleset.map_err(|e| refused(Code::Kernel)(&chain(&e)))?;
         kept.put = Some(self.fences.put(slot, &kept.ports, &rules));
         self.state.put(&kept).map_err(|e| refused(Code::State)(&e))?;
@@ -173,7 +173,7 @@ impl Sandboxes {
             tracing::warn!(%sandbox, %error, "it is forgotten with the worker");
         }
         if let Some(slot) = kept.slot() {
-            self.fences.detach(slot).map_err(|e| refused(Code::Kernel)(&chain(&e)))?;
+            self.fences.detach(slot, &kept.fence.interfaces).map_err(|e| refused(Code::Kernel)(&chain(&e)))?;
         }
         self.state.remove(sandbox).map_err(|e| refused(Code::State)(&e))?;
         standing.remove(sandbox);
@@ -256,14 +256,14 @@ impl Sandboxes {
         self.apply(found, kept, policy).await
     }
 
-    /// Lets a policy hold for a sandbox: in the kernel first, then in the worker. What is no longer permitted ends there. All of
-    /// the fence is put anew: what somebody has changed of it by hand is not taken over.
+    /// Lets a policy hold for a sandbox: in the kernel first, then in the worker. What is no longer permitted ends there. Every rule
+    /// of the fence is put anew: what somebody has changed of it by hand is not taken over.
     async fn apply(&self, found: &mut Standing, mut kept: Kept, policy: CompiledPolicy) -> Result<Fence, Refusal> {
         let previous = kept.fence.policy;
         kept.policy = document(&policy);
         kept.fence.policy = policy.digest();
         kept.fence.generation += 1;
-        let kept = self.enforce(kept, &policy)?;
+        let kept = self.enforce(kept, &policy, Fences::change)?;
         let fence = kept.fence.clone();
         let told = self.worker.bind(bind(&kept)).await;
         found.kept = kept;
@@ -320,9 +320,13 @@ impl Sandboxes {
 
     /// The lowest one that no fence has, nor one in the kernel that nothing more is known of.
     fn free_slot(&self, standing: &Standings) -> Result<Option<Slot>, Refusal> {
-        let mut taken = self.fences.slots().map_err(|e| refused(Code::Kernel)(&chain(&e)))?;
-        taken.extend(standing.values().filter_map(|found| found.kept.slot()));
-        Ok((1..=Slot::MAX).filter_map(Slot::new).find(|slot| !taken.contains(slot)))
+        let taken: BTreeSet<_> = standing.values().filter_map(|found| found.kept.slot()).collect();
+        for slot in (1..=Slot::MAX).filter_map(Slot::new).filter(|slot| !taken.contains(slot)) {
+            if self.fences.is_free(slot).map_err(|e| refused(Code::Kernel)(&chain(&e)))? {
+                return Ok(Some(slot));
+            }
+        }
+        Ok(None)
     }
 
     /// The whole policy of a sandbox: what it names, and its own rules as if they were included by the name `own`.

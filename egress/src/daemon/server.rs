@@ -12,11 +12,13 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
+use super::metrics::Shown;
+use super::ruleset::Slot;
 use super::sandboxes::Sandboxes;
 use crate::protocol::{Answer, Ask, Code, MAX_LINE, Refusal, SandboxKey};
 
-/// Callers at a time; one more waits to be let in.
-const CALLERS: usize = 1024;
+/// Callers at a time; one more waits to be let in. Each sandbox's shim is one for as long as that lives: it watches its fence.
+const CALLERS: usize = Slot::MAX as usize + 1024;
 
 /// Listens at a path that only root can reach, or on what a service manager has opened there; of a daemon that was killed the
 /// socket is taken over.
@@ -43,15 +45,15 @@ pub fn listen(path: &Path, activated: Option<StdListener>) -> io::Result<UnixLis
 }
 
 /// Answers callers for ever.
-pub async fn serve(listener: UnixListener, sandboxes: Arc<Sandboxes>) {
+pub async fn serve(listener: UnixListener, sandboxes: Arc<Sandboxes>, metrics: Shown) {
     let room = Arc::new(Semaphore::new(CALLERS));
     loop {
         let Ok(place) = room.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let sandboxes = sandboxes.clone();
+                let (sandboxes, metrics) = (sandboxes.clone(), metrics.clone());
                 tokio::spawn(async move {
-                    if let Err(error) = caller(stream, &sandboxes).await {
+                    if let Err(error) = caller(stream, &sandboxes, &metrics).await {
                         tracing::debug!(%error, "a caller is gone");
                     }
                     drop(place);
@@ -65,7 +67,7 @@ pub async fn serve(listener: UnixListener, sandboxes: Arc<Sandboxes>) {
     }
 }
 
-async fn caller(stream: UnixStream, sandboxes: &Sandboxes) -> io::Result<()> {
+async fn caller(stream: UnixStream, sandboxes: &Sandboxes, metrics: &Shown) -> io::Result<()> {
     let uid = stream.peer_cred()?.uid();
     if uid != 0 && uid != Uid::effective().as_raw() {
         tracing::warn!(uid, "a caller that is not root was sent away");
@@ -86,7 +88,7 @@ async fn caller(stream: UnixStream, sandboxes: &Sandboxes) -> io::Result<()> {
         match Ask::parse(&line) {
             Ok(Ask::Watch(sandbox)) => return watch(sandboxes, &sandbox, &mut writer).await,
             Ok(ask) => {
-                let answer = answer(sandboxes, ask).await.unwrap_or_else(Answer::Refused);
+                let answer = answer(sandboxes, metrics, ask).await.unwrap_or_else(Answer::Refused);
                 write(&mut writer, &answer).await?;
             }
             Err(refusal) => write(&mut writer, &Answer::Refused(refusal)).await?,
@@ -94,7 +96,7 @@ async fn caller(stream: UnixStream, sandboxes: &Sandboxes) -> io::Result<()> {
     }
 }
 
-async fn answer(sandboxes: &Sandboxes, ask: Ask) -> Result<Answer, Refusal> {
+async fn answer(sandboxes: &Sandboxes, metrics: &Shown, ask: Ask) -> Result<Answer, Refusal> {
     Ok(match ask {
         Ask::Attach(attach) => Answer::Fence(sandboxes.attach(attach).await?),
         Ask::Rebind(rebind) => Answer::Fence(sandboxes.rebind(rebind).await?),
@@ -107,6 +109,7 @@ async fn answer(sandboxes: &Sandboxes, ask: Ask) -> Result<Answer, Refusal> {
         Ask::Explain(flow) => Answer::Explained(sandboxes.explain(&flow).await?),
         Ask::Revoke(sandbox) => sandboxes.revoke(&sandbox).await.map(|()| Answer::Done)?,
         Ask::Reload => Answer::Reloaded(sandboxes.reload().await),
+        Ask::Metrics => Answer::Metrics(metrics.text().await),
         Ask::Watch(sandbox) => Answer::Fence(sandboxes.watch(&sandbox).await?.borrow().clone()),
     })
 }

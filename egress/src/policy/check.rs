@@ -35,6 +35,7 @@ pub enum Target<'a> {
 }
 
 /// What becomes of a flow.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     /// It passes.

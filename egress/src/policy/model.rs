@@ -49,6 +49,7 @@ pub enum Destination {
 pub type PortRange = RangeInclusive<u16>;
 
 /// What carries it.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Transport"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {

@@ -184,7 +184,7 @@ fn another_policy_cuts_the_flows_that_it_does_not_permit_both_ways_and_no_others
         (client, server)
     };
     let (cut, also_cut, kept) = (connect("203.0.113.2:80"), connect("203.0.113.2:80"), connect("203.0.113.3:80"));
-    fences.attach(slot(1), &a, &[allow("203.0.113.3/32")]).unwrap();
+    fences.change(slot(1), &a, &[allow("203.0.113.3/32")]).unwrap();
     use std::io::{Read, Write};
     let through = |(mut from, mut to): (&TcpStream, &TcpStream)| {
         from.write_all(b"x").unwrap();
@@ -232,9 +232,26 @@ fn tampering_is_found_attaching_again_mends_it_and_detaching_leaves_nothing() {
         fences.attach(slot(2), &b, &[]).unwrap();
         assert_eq!(fences.attach(slot(1), &a, &[allow("203.0.113.2/32")]).unwrap(), digest, "{tampering}");
     }
-    assert_eq!(fences.slots().unwrap().len(), 2);
-    for number in [1, 2, 3] {
-        fences.detach(slot(number)).unwrap(); // 3 was never there
+    // Nor does another policy take over what somebody has changed.
+    for tampering in [
+        "nft insert rule inet creto s1 accept",
+        "nft insert rule netdev creto s1-dev0 accept",
+        "nft delete chain netdev creto s1-dev0",
+        "nft add chain netdev creto s1-dev0 { policy accept ; }",
+        "nft add chain netdev creto s1-dev1 { type filter hook ingress device h2 priority -460 ; policy accept ; }",
+        "nft flush map inet creto senders",
+        "nft delete element inet creto receivers4 { 10.88.0.2 } ; add element inet creto receivers4 { 10.88.0.2 : goto s2 }",
+    ] {
+        run(tampering);
+        assert_eq!(fences.change(slot(1), &a, &[allow("203.0.113.2/32")]).unwrap(), digest, "{tampering}");
+        fences.change(slot(2), &b, &[]).unwrap();
+    }
+    assert_ne!(fences.change(slot(1), &a, &[]).unwrap(), digest);
+    assert_eq!(lab.tcp("a", "203.0.113.2:80"), Reached::Refused);
+    // Whatever else leads to its chains goes with them.
+    run("nft add element inet creto receivers4 { 10.88.0.77 : goto s1 }");
+    for (number, ports) in [(1, &a[..]), (2, &b), (3, &[])] {
+        fences.detach(slot(number), &interfaces(ports)).unwrap(); // 3 was never there
     }
     assert_eq!(run("nft list ruleset"), before);
     assert_eq!(lab.silent("a", "203.0.113.9:80"), Reached::Silence, "as before");
@@ -405,9 +422,9 @@ fn five_hundred_sandboxes_stand_beside_each_other() {
     for number in 2..=500 {
         fences.attach(slot(number), &lab.copies(&a, number), &[allow("203.0.113.0/24")]).unwrap();
     }
-    assert_eq!(fences.slots().unwrap().len(), 500);
+    assert!(!fences.is_free(slot(500)).unwrap() && fences.is_free(slot(501)).unwrap());
     assert_eq!(lab.tcp("a", "203.0.113.2:80"), yes("10.99.0.99"));
     assert_eq!(lab.tcp("a", "203.0.113.3:80"), Reached::Refused);
-    (1..=500).for_each(|number| fences.detach(slot(number)).unwrap());
-    assert!(fences.slots().unwrap().is_empty());
+    (1..=500).for_each(|number| fences.detach(slot(number), &interfaces(&a)).unwrap());
+    assert!((1..=500).all(|number| fences.is_free(slot(number)).unwrap()));
 }

@@ -1,11 +1,17 @@
 //! creto-hold: the first process of a sandbox that waits to be claimed, and of one that was. It does nothing but be there: it
 //! buries whatever is left to it, and ends with status 0 when it is told to. What was claimed is executed beside it.
 //!
+//! With words behind its name it is asked something about the sandbox that it is executed in, and ends with status 0 where that is so
+//! ([`probe`]): `creto-hold tcp PORT`, `creto-hold file PATH`.
+//!
 //! It is put into images of which nothing is known, so it is linked statically, and it is multiplied by the sandboxes of a node,
 //! so it waits without waking, takes no memory while it does, and is a crate of its own that needs little:
 //! `cargo rustc --locked --release -p creto-hold -- -C target-feature=+crt-static`.
 #![forbid(unsafe_code)]
 
+mod probe;
+
+use std::env;
 use std::process::ExitCode;
 
 use nix::errno::Errno;
@@ -13,6 +19,10 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 fn main() -> ExitCode {
+    let asked: Vec<_> = env::args_os().skip(1).collect();
+    if !asked.is_empty() {
+        return probe::answer(&asked);
+    }
     match hold() {
         Ok(()) => ExitCode::SUCCESS,
         Err(errno) => ExitCode::from(u8::try_from(errno as i32).unwrap_or(u8::MAX)), // nobody reads what it could say

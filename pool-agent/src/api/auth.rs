@@ -1,20 +1,29 @@
 //! Who asks. Over the socket it is root, who may do all and say for whom. Over TCP it is an agent, by a token of its own that is good
-//! once (docs/identity.md), for its own sandboxes; who brings none may look and change nothing.
+//! once (docs/identity.md), for its own sandboxes; who brings none may look and change nothing. Agents are looked up where the shim looks
+//! them up: `identity.source` in runtime.toml.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
+use trust::chain::chain;
 use trust::clock::SystemClock;
 use trust::id::{AgentId, BackendName};
+use trust::identity::http::{self, HttpSource};
 use trust::identity::registry::Registry;
 use trust::identity::replay::SeenTokens;
+use trust::identity::service::HttpSettings;
+use trust::identity::source::AgentSource;
 use trust::identity::token::{Rules, unverified_subject};
 use trust::identity::{self, Binder, Permission, Word};
 use trust::sandbox_api::Proven;
 
+use super::limits::Limits;
 use super::problem::Problem;
 use crate::claim::Caller;
 use crate::node::Node;
@@ -22,13 +31,36 @@ use crate::ports::Ports;
 use crate::sandbox::Sandbox;
 use crate::spec::Backend;
 
+/// An answer of an identity service counts for so long: so long may an agent that is revoked there go on here.
+const ANSWER: Duration = Duration::from_secs(5);
+
 /// Which way a request came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Via {
     /// The socket, from root.
     Socket,
     /// TCP.
-    Tcp,
+    Tcp(Arc<Peer>),
+}
+
+/// Who is at the other end of a request over TCP.
+#[derive(Debug)]
+pub struct Peer {
+    /// From where.
+    pub address: IpAddr,
+    proven: AtomicBool,
+}
+
+impl Peer {
+    /// Nothing is proven yet.
+    pub fn new(address: IpAddr) -> Arc<Self> {
+        Arc::new(Self { address, proven: AtomicBool::new(false) })
+    }
+
+    /// Whether a token that came with the request counts.
+    pub fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::Relaxed)
+    }
 }
 
 /// Who asks.
@@ -43,13 +75,31 @@ pub enum Who {
 /// Checks tokens.
 pub struct Auth {
     binder: Result<Binder, String>,
+    /// What may be asked over TCP.
+    pub limits: Limits,
 }
 
 impl Auth {
-    /// By the node's registry of agents.
+    /// As the node's runtime.toml says. Where that cannot be followed nobody is let in over TCP.
     pub fn new(ports: &Ports) -> Self {
-        let binder = Node::read(&ports.root).map_err(|e| e.to_string()).map(|node| Binder {
-            source: Box::new(Registry::new(ports.root.agents())),
+        let binder = Self::binder(ports);
+        if let Err(why) = &binder {
+            tracing::error!(why, "no agent is let in over TCP");
+        }
+        Self { binder, limits: Limits::new(&ports.config.api.rate) }
+    }
+
+    fn binder(ports: &Ports) -> Result<Binder, String> {
+        let node = Node::read(&ports.root).map_err(|e| chain(&e))?;
+        let source: Box<dyn AgentSource> = match node.service {
+            None => Box::new(Registry::new(ports.root.agents())),
+            Some(HttpSettings { url, ca_file, timeout }) => {
+                let settings = http::Settings { ttl: ANSWER, timeout, ..http::Settings::new(url, ca_file) };
+                Box::new(HttpSource::new(settings).map_err(|e| chain(&e))?)
+            }
+        };
+        Ok(Binder {
+            source,
             seen: SeenTokens::new(ports.root.lib().join("seen-tokens")),
             clock: Arc::new(SystemClock),
             settings: identity::Settings {
@@ -57,15 +107,12 @@ impl Auth {
                 operator: Permission::Deny,
                 tokens: Rules::new(node.audience),
             },
-        });
-        Self { binder }
+        })
     }
 
     /// Who asks for a change. The token of an agent is used up.
     pub async fn who(&self, via: Via, headers: &HeaderMap, backend: Backend) -> Result<Who, Problem> {
-        if via == Via::Socket {
-            return Ok(Who::Operator);
-        }
+        let Via::Tcp(peer) = via else { return Ok(Who::Operator) };
         let refused = |why: &str| {
             Problem::new(StatusCode::UNAUTHORIZED, "identity-rejected", why)
                 .hint("send a fresh token of the agent's: Authorization: Bearer $(creto-runtime-cli agent token …)")
@@ -76,8 +123,11 @@ impl Auth {
         let agent = unverified_subject(token).map_err(|e| refused(&e.to_string()))?; // whose keys the token must be signed by
         let binder = self.binder.as_ref().map_err(|why| refused(why))?;
         let backend: BackendName = backend.name().parse().map_err(|e: trust::id::BadId| refused(&e.to_string()))?;
+        self.limits.may_ask(&agent, Instant::now())?; // before its token is used up
         let claim = identity::Claim { agent: Some(&agent), token: Some(token), backend: &backend };
         binder.bind(claim).await.map_err(|e| refused(&e.to_string()))?;
+        peer.proven.store(true, Ordering::Relaxed);
+        self.limits.asked(&agent, Instant::now());
         Ok(Who::Agent(agent))
     }
 
@@ -103,7 +153,7 @@ impl<S: Sync> FromRequestParts<S> for Operator {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         match parts.extensions.get::<Via>() {
             Some(Via::Socket) => Ok(Self),
-            Some(Via::Tcp) | None => Err(Problem::new(
+            Some(Via::Tcp(_)) | None => Err(Problem::new(
                 StatusCode::FORBIDDEN,
                 "operator-only",
                 "this is for the node's operator, over /run/creto/pool-agent.sock",

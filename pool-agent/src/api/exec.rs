@@ -2,8 +2,9 @@
 //! messages, whose first byte is the channel. [`crate::exec`] does the work.
 
 use axum::Extension;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use tokio::sync::mpsc;
@@ -11,12 +12,16 @@ use trust::id::SandboxId;
 
 use super::Api;
 use super::auth::Via;
+use super::input::At;
 use super::problem::Problem;
+use super::route::{Access, Route, get};
+use super::sandboxes::LOOKED_UP;
 use crate::channels::{End, Frame, PROTOCOL};
 use crate::exec::{self, ExecError, Session};
+use crate::logs::Position;
 use crate::running::Command;
 use crate::sandbox::Sandbox;
-use crate::spec::Backend;
+use crate::spec::{AbsolutePath, Backend, User};
 
 /// Messages that wait to be sent or written, each way.
 const WAITING: usize = 64;
@@ -72,34 +77,77 @@ impl From<ExecError> for Problem {
     }
 }
 
-pub async fn exec(
+/// What may come of it where something is run in a sandbox.
+pub const EXEC: [(u16, &str); 3] = [(409, "sandbox-not-running"), (422, "exec-failed"), (500, "exec-failed")];
+
+pub fn routes() -> Vec<Route> {
+    let told = |route: Route| {
+        let told = route.may(Access::Agent).parameter::<String>("id", "The sandbox's id, or its name.");
+        let told = told.answers_nothing(StatusCode::SWITCHING_PROTOCOLS, "A WebSocket, v5.channel.k8s.io.");
+        told.problems(&LOOKED_UP).problems(&[(400, "no-websocket")])
+    };
+    vec![
+        told(get("/v1/sandboxes/{id}/exec", exec))
+            .named("exec", "Runs a command in a sandbox, its streams over a WebSocket.")
+            .parameter::<Vec<String>>("command", "A word of the command; as often as it has words.")
+            .parameter::<bool>("tty", "Whether it has a terminal.")
+            .parameter::<bool>("stdin", "Whether it reads.")
+            .parameter::<Vec<String>>("env", "NAME=VALUE, as often as wanted.")
+            .parameter::<AbsolutePath>("cwd", "Where it runs.")
+            .parameter::<User>("user", "As whom it runs.")
+            .problems(&EXEC)
+            .problems(&[(400, "no-command")]),
+        told(get("/v1/sandboxes/{id}/attach", attach))
+            .named("attach", "A sandbox's own output and its command's end, over a WebSocket."),
+    ]
+}
+
+/// Whoever did not ask for a WebSocket is told so before anything is done for it.
+fn asked_for(upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>) -> Result<WebSocketUpgrade, Problem> {
+    upgrade.map_err(|e| {
+        Problem::new(StatusCode::BAD_REQUEST, "no-websocket", e.body_text())
+            .hint("this path is a WebSocket with the subprotocol v5.channel.k8s.io: creto-runtime-cli exec")
+    })
+}
+
+async fn exec(
     State(api): State<Api>,
     Extension(via): Extension<Via>,
-    Path(id): Path<String>,
+    At(id): At<String>,
     headers: HeaderMap,
     RawQuery(query): RawQuery,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
+    let upgrade = asked_for(upgrade)?;
     let sandbox = allowed(&api, via, &headers, &id).await?;
     let Asked { command, terminal, stdin } = Asked::parse(query.as_deref())?;
     let session = Session::start(&api.ports, &sandbox, &command, terminal, stdin).await?;
     Ok(upgraded(upgrade, |from, to| session.run(from, to)))
 }
 
-pub async fn attach(
+async fn attach(
     State(api): State<Api>,
     Extension(via): Extension<Via>,
-    Path(id): Path<String>,
+    At(id): At<String>,
     headers: HeaderMap,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
-    // A command may have ended before anybody could attach, and its sandbox with it.
-    let ended = id.parse::<SandboxId>().ok().filter(|id| via == Via::Socket && api.ports.exits.of(id).is_some());
-    let id = match ended {
-        Some(id) => id,
-        None => allowed(&api, via, &headers, &id).await?.id,
-    };
-    Ok(upgraded(upgrade, |_, to| async move { exec::attached(&api.ports, &id, to).await }))
+    let upgrade = asked_for(upgrade)?;
+    let id = has_written(&api, via, &headers, &id).await?;
+    Ok(upgraded(upgrade, |_, to| async move {
+        exec::attached(&api.ports, &id, Position::default(), to, Frame::Stdout).await
+    }))
+}
+
+/// A sandbox whose output whoever asks may see. A command may have ended before anybody could ask, and its sandbox with it: root is
+/// told what is kept.
+pub async fn has_written(api: &Api, via: Via, headers: &HeaderMap, id: &str) -> Result<SandboxId, Problem> {
+    let ended =
+        id.parse::<SandboxId>().ok().filter(|id| matches!(via, Via::Socket) && api.ports.exits.of(id).is_some());
+    match ended {
+        Some(id) => Ok(id),
+        None => Ok(allowed(api, via, headers, id).await?.id),
+    }
 }
 
 /// A sandbox that whoever asks may have to do with.

@@ -2,20 +2,23 @@
 
 use axum::Extension;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::Api;
 use super::auth::Via;
-use super::exec::allowed;
-use super::input::Asked;
+use super::exec::{EXEC, allowed};
+use super::input::{Asked, At, is_of, late};
 use super::problem::Problem;
+use super::route::{self, Access, Route};
+use super::sandboxes::LOOKED_UP;
 use crate::channels::{Frame, STDIN};
 use crate::exec::Session;
 use crate::running::Command;
@@ -24,10 +27,33 @@ use crate::spec::AbsolutePath;
 /// Parts that wait to be sent or written.
 const WAITING: usize = 16;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Which {
+struct Which {
+    /// In the sandbox.
     path: AbsolutePath,
+}
+
+const TAR: &str = "application/x-tar";
+
+pub fn routes() -> Vec<Route> {
+    let path = "/v1/sandboxes/{id}/files";
+    let told = |route: Route| {
+        let told =
+            route.may(Access::Agent).parameter::<String>("id", "The sandbox's id, or its name.").query::<Which>();
+        told.problems(&LOOKED_UP).problems(&EXEC)
+    };
+    vec![
+        told(route::get(path, get))
+            .named("getFiles", "A file or a directory of a sandbox, as a tar stream.")
+            .answers_bytes(TAR, "Where its tar fails the stream ends early.")
+            .problems(&[(404, "file-not-found")]),
+        told(route::put(path, put))
+            .named("putFiles", "Unpacks a tar stream into a directory of a sandbox.")
+            .bytes(TAR)
+            .answers_nothing(StatusCode::NO_CONTENT, "It is unpacked.")
+            .problems(&[(422, "unpack-failed")]),
+    ]
 }
 
 fn tar(words: &[&str]) -> Command {
@@ -36,10 +62,10 @@ fn tar(words: &[&str]) -> Command {
 }
 
 /// A file or a directory, under its own name. Where its tar fails the stream ends early.
-pub async fn get(
+async fn get(
     State(api): State<Api>,
     Extension(via): Extension<Via>,
-    Path(id): Path<String>,
+    At(id): At<String>,
     headers: HeaderMap,
     Asked(Which { path }): Asked<Which>,
 ) -> Result<Response, Problem> {
@@ -76,7 +102,7 @@ pub async fn get(
             let _ = parts.send(Err(std::io::Error::other("tar has failed in the sandbox"))).await;
         }
     });
-    Ok(([(CONTENT_TYPE, "application/x-tar")], Body::from_stream(ReceiverStream::new(body))).into_response())
+    Ok(([(CONTENT_TYPE, TAR)], Body::from_stream(ReceiverStream::new(body))).into_response())
 }
 
 /// Whether something is at a path.
@@ -86,28 +112,36 @@ fn test(path: &str) -> Command {
 }
 
 /// Unpacks a tar stream into a directory that is there.
-pub async fn put(
+async fn put(
     State(api): State<Api>,
     Extension(via): Extension<Via>,
-    Path(id): Path<String>,
+    At(id): At<String>,
     headers: HeaderMap,
     Asked(Which { path }): Asked<Which>,
     body: Body,
 ) -> Result<StatusCode, Problem> {
+    is_of(&headers, |kind| kind == TAR || kind == "application/octet-stream")?;
     let sandbox = allowed(&api, via, &headers, &id).await?;
     let session = Session::start(&api.ports, &sandbox, &tar(&["-C", path.as_str(), "-xf", "-"]), false, true).await?;
     let (say, from) = mpsc::channel(WAITING);
     let (to, mut said) = mpsc::channel(WAITING);
     let running = tokio::spawn(session.run(from, to));
+    let deadline = api.ports.config.api.body;
     let feed = async move {
         let mut parts = body.into_data_stream();
-        while let Some(Ok(part)) = parts.next().await {
+        loop {
+            let part = match tokio::time::timeout(deadline, parts.next()).await {
+                Err(_) => return late(deadline),
+                Ok(Some(Ok(part))) => part,
+                Ok(Some(Err(_))) => return failed("the body ended early"),
+                Ok(None) => break,
+            };
             if say.send(Frame::Stdin(part)).await.is_err() {
-                return;
+                break; // what has been heard of it says why
             }
         }
         let _ = say.send(Frame::Close(STDIN)).await; // it may have ended meanwhile
-        std::future::pending::<()>().await; // the sender lives until the process has ended
+        std::future::pending::<Problem>().await // the sender lives until the process has ended
     };
     let listen = async {
         let mut complaint = Vec::new();
@@ -120,7 +154,7 @@ pub async fn put(
     };
     let (ended, complaint) = tokio::select! {
         heard = listen => heard,
-        () = feed => return Err(failed("it ended early")),
+        problem = feed => return Err(problem),
     };
     match ended {
         Ok(Ok(0)) => Ok(StatusCode::NO_CONTENT),

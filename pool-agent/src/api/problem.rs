@@ -1,10 +1,12 @@
 //! Errors as the API tells them: RFC 9457 problem details. The one place where an error becomes an HTTP status.
 
 use std::fmt;
+use std::time::Duration;
 
 use axum::http::StatusCode;
-use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trust::chain::chain;
 
@@ -16,8 +18,29 @@ use crate::store::StoreError;
 /// Before the code of a problem, to make its `type`.
 pub const TYPES: &str = "https://creto.dev/problems/";
 
+/// What may come of it where a sandbox is made; a test holds it to [`SpawnError`].
+pub const SPAWN: [(u16, &str); 17] = [
+    (404, "image-not-found"),
+    (502, "image-unavailable"),
+    (503, "backend-unavailable"),
+    (503, "backend-drained"),
+    (503, "node-draining"),
+    (503, "resource-exhausted"),
+    (403, "identity-rejected"),
+    (422, "policy-invalid"),
+    (422, "secret-unavailable"),
+    (503, "egress-unavailable"),
+    (503, "network-unavailable"),
+    (422, "start-failed"),
+    (422, "not-ready"),
+    (409, "name-taken"),
+    (504, "timeout"),
+    (503, "interrupted"),
+    (503, "store-unavailable"),
+];
+
 /// A problem. Programs branch on `code`; people read `detail` and `hint`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// `https://creto.dev/problems/` and the code.
     #[serde(rename = "type")]
@@ -33,6 +56,9 @@ pub struct Problem {
     /// What to do next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// After so many seconds it is worth asking again; the header Retry-After, too.
+    #[serde(default, rename = "retryAfter", skip_serializing_if = "Option::is_none")]
+    pub retry_after: Option<u64>,
 }
 
 impl Problem {
@@ -45,12 +71,18 @@ impl Problem {
             code: code.to_owned(),
             detail: detail.to_string(),
             hint: None,
+            retry_after: None,
         }
     }
 
     /// And what to do about it.
     pub fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
+    }
+
+    /// And when to ask again: not before this.
+    pub fn again_after(self, wait: Duration) -> Self {
+        Self { retry_after: Some((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)), ..self }
     }
 }
 
@@ -114,13 +146,24 @@ impl IntoResponse for Problem {
         let status = status(self.status);
         let body = serde_json::to_vec(&self).unwrap_or_default(); // strings and a number: it does not fail
         let kind = [(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"))];
-        (status, kind, body).into_response()
+        let mut response = (status, kind, body).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, seconds.into());
+        }
+        response
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::tests::spawn_errors;
+
+    #[test]
+    fn what_may_come_of_a_spawn_is_told_whole() {
+        let errors: Vec<(u16, &str)> = spawn_errors().iter().map(|error| (error.status(), error.code())).collect();
+        assert_eq!(errors, SPAWN);
+    }
 
     #[test]
     fn a_problem_is_told_as_the_rfc_has_it() {
@@ -133,6 +176,8 @@ mod tests {
                 "code": "pool-not-found", "detail": "there is no pool \"a\"", "hint": "make it"
             })
         );
+        let later = problem.clone().again_after(Duration::from_millis(1200)).into_response();
+        assert_eq!(later.headers()[RETRY_AFTER], "2");
         let response = problem.into_response();
         assert_eq!(
             (response.status().as_u16(), &response.headers()[CONTENT_TYPE]),

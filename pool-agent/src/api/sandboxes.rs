@@ -1,36 +1,86 @@
 //! `/v1/sandboxes`.
 
-use axum::extract::{Path, State};
-use axum::http::header::CONTENT_TYPE;
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::IntoResponse;
 use axum::{Extension, Json};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::Api;
 use super::auth::{Operator, Via};
 use super::exec::allowed;
-use super::input::{Asked, Body};
-use super::problem::Problem;
+use super::input::{Asked, At, Body};
+use super::problem::{Problem, SPAWN};
+use super::route::{Access, Route, delete, get, post};
 use super::types::{Ended, SandboxView, Sandboxes, SpawnRequest};
 use crate::ending::Manner;
 use crate::labels::LabelSelector;
 use crate::sandbox::{Phase, Sandbox};
 use crate::store::Filter;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Which {
+struct Which {
+    /// In this phase, in any case.
+    #[schemars(with = "Option<Phase>")]
     status: Option<String>,
+    /// With these labels.
+    #[schemars(with = "Option<LabelSelector>")]
     selector: Option<String>,
+    /// No more than so many, the oldest.
     limit: Option<usize>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct How {
+struct How {
+    /// Without asking it first.
     #[serde(default)]
     force: bool,
+}
+
+/// Of an id in a path.
+pub const ID: &str = "Its id, or its name.";
+/// What may come of it where a sandbox is looked up.
+pub const LOOKED_UP: [(u16, &str); 2] = [(404, "sandbox-not-found"), (503, "store-unavailable")];
+
+pub fn routes() -> Vec<Route> {
+    let ended = [(404, "sandbox-not-found"), (409, "sandbox-busy"), (409, "wrong-phase"), (503, "store-unavailable")];
+    vec![
+        get("/v1/sandboxes", list)
+            .named("listSandboxes", "The node's sandboxes, with what they use.")
+            .may(Access::Anyone)
+            .query::<Which>()
+            .answers::<Sandboxes>(StatusCode::OK, "Oldest first.")
+            .problems(&[(503, "store-unavailable")]),
+        post("/v1/sandboxes", spawn)
+            .named("spawnSandbox", "Makes a sandbox, and answers when it runs.")
+            .may(Access::Agent)
+            .body::<SpawnRequest>()
+            .answers::<Sandbox>(StatusCode::CREATED, "It runs.")
+            .problems(&SPAWN),
+        delete("/v1/sandboxes", terminate_all)
+            .named(
+                "terminateSandboxes",
+                "Ends all sandboxes that somebody has; with force those that wait in pools, too.",
+            )
+            .query::<How>()
+            .answers::<Ended>(StatusCode::OK, "These have ended.")
+            .problems(&[(503, "store-unavailable")]),
+        get("/v1/sandboxes/{id}", get_one)
+            .named("getSandbox", "A sandbox, with what it uses.")
+            .may(Access::Anyone)
+            .parameter::<String>("id", ID)
+            .answers::<SandboxView>(StatusCode::OK, "The sandbox.")
+            .problems(&LOOKED_UP),
+        delete("/v1/sandboxes/{id}", terminate)
+            .named("terminateSandbox", "Ends a sandbox. A graceful end takes up to the grace period.")
+            .may(Access::Agent)
+            .parameter::<String>("id", ID)
+            .query::<How>()
+            .answers::<Sandbox>(StatusCode::OK, "As it was when it ended.")
+            .problems(&ended),
+    ]
 }
 
 impl How {
@@ -39,7 +89,7 @@ impl How {
     }
 }
 
-pub async fn list(
+async fn list(
     State(api): State<Api>,
     Asked(Which { status, selector, limit }): Asked<Which>,
 ) -> Result<Json<Sandboxes>, Problem> {
@@ -52,7 +102,7 @@ pub async fn list(
     Ok(Json(Sandboxes { sandboxes }))
 }
 
-pub async fn spawn(
+async fn spawn(
     State(api): State<Api>,
     Extension(via): Extension<Via>,
     headers: HeaderMap,
@@ -63,14 +113,14 @@ pub async fn spawn(
     Ok((StatusCode::CREATED, Json(api.sandboxes.spawn(request, caller.agent).await?)))
 }
 
-pub async fn get(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<SandboxView>, Problem> {
+async fn get_one(State(api): State<Api>, At(id): At<String>) -> Result<Json<SandboxView>, Problem> {
     Ok(Json(api.sandboxes.view(&id).await?))
 }
 
-pub async fn terminate(
+async fn terminate(
     State(api): State<Api>,
     Extension(via): Extension<Via>,
-    Path(id): Path<String>,
+    At(id): At<String>,
     headers: HeaderMap,
     Asked(how): Asked<How>,
 ) -> Result<Json<Sandbox>, Problem> {
@@ -78,32 +128,6 @@ pub async fn terminate(
     Ok(Json(api.sandboxes.terminate(&id, how.manner()).await?))
 }
 
-pub async fn terminate_all(
-    State(api): State<Api>,
-    _: Operator,
-    Asked(how): Asked<How>,
-) -> Result<Json<Ended>, Problem> {
+async fn terminate_all(State(api): State<Api>, _: Operator, Asked(how): Asked<How>) -> Result<Json<Ended>, Problem> {
     Ok(Json(Ended { sandboxes: api.sandboxes.terminate_all(how.manner()).await? }))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Lines {
-    tail: Option<usize>,
-}
-
-pub async fn logs(
-    State(api): State<Api>,
-    Extension(via): Extension<Via>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-    Asked(Lines { tail }): Asked<Lines>,
-) -> Result<impl IntoResponse, Problem> {
-    allowed(&api, via, &headers, &id).await?; // what a sandbox writes is its agent's
-    let text = api.sandboxes.log(&id).await?;
-    let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text.lines().collect();
-    let from = tail.map_or(0, |tail| lines.len().saturating_sub(tail));
-    let shown = lines[from..].iter().map(|line| format!("{line}\n")).collect::<String>();
-    Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], shown))
 }

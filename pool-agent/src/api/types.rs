@@ -4,15 +4,17 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trust::id::{AgentId, PoolName, SandboxName};
 
 use crate::pool::template::{Scaling, Template};
 use crate::sandbox::{IdempotencyKey, Sandbox};
+use crate::schema::{self, Span};
 use crate::spec::{AbsolutePath, NetworkPolicy, SandboxSpec, SecretRef, User};
 
 /// `POST /v1/sandboxes`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SpawnRequest {
     /// What it is to be.
@@ -26,7 +28,7 @@ pub struct SpawnRequest {
 }
 
 /// A sandbox, and what it uses now.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SandboxView {
     /// The record.
@@ -38,7 +40,7 @@ pub struct SandboxView {
 }
 
 /// What a sandbox uses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Usage {
     /// Of one processor, in percent, since it was looked at before; of its whole life the first time.
@@ -48,14 +50,14 @@ pub struct Usage {
 }
 
 /// `GET /v1/sandboxes`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Sandboxes {
     /// Oldest first.
     pub sandboxes: Vec<SandboxView>,
 }
 
 /// What a claim does where no member is ready.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnEmpty {
     /// Makes a sandbox by the pool's template.
@@ -68,7 +70,7 @@ pub enum OnEmpty {
 }
 
 /// `POST /v1/warm-pools/{name}/claims`. All of it may be left out.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ClaimRequest {
     /// For whom. Over TCP it is whoever the token names, and need not be said.
@@ -80,22 +82,26 @@ pub struct ClaimRequest {
     /// Where no member is ready.
     pub on_empty: OnEmpty,
     /// How long the claim may take in all; 30 s where nothing is said.
-    #[serde(skip_serializing_if = "Option::is_none", with = "humantime_serde")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "crate::span::option")]
+    #[schemars(with = "Option<Span>")]
     pub timeout: Option<Duration>,
     /// What the sandbox may connect to; else the template's policy, else the agent's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_policy: Option<NetworkPolicy>,
     /// What it may know.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "crate::spec::secrets")]
+    #[schemars(schema_with = "schema::secrets")]
     pub secrets: Vec<SecretRef>,
     /// Which members will do: `a=b,c!=d` over the pool's and the template's labels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub selector: Option<crate::labels::LabelSelector>,
     /// What is to run in it, in place of the template's command; its end is the sandbox's.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "crate::spec::words")]
+    #[schemars(schema_with = "schema::command")]
     pub command: Vec<String>,
     /// Added to the template's environment.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "crate::spec::environment")]
+    #[schemars(schema_with = "schema::environment")]
     pub env: BTreeMap<String, String>,
     /// Where the command runs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -104,12 +110,13 @@ pub struct ClaimRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<User>,
     /// It ends so long after the claim.
-    #[serde(skip_serializing_if = "Option::is_none", with = "humantime_serde")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "crate::span::option")]
+    #[schemars(with = "Option<Span>")]
     pub ttl: Option<Duration>,
 }
 
 /// A claim's answer.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Claimed {
     /// What was claimed: it is the caller's now.
@@ -121,7 +128,7 @@ pub struct Claimed {
 }
 
 /// How long a claim's steps took, in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Took {
     /// Until there was a sandbox to bind: waiting, and making one, among it.
@@ -130,12 +137,46 @@ pub struct Took {
     pub bind: u64,
     /// Keeping that.
     pub keep: u64,
+    /// Starting the claim's command; 0 without one.
+    pub start: u64,
     /// In all.
     pub total: u64,
+    /// What of `bind` each of its steps took.
+    #[serde(default)]
+    pub steps: Steps,
+}
+
+/// How long the shim's part of a claim took by step, in microseconds (docs/sandbox.proto, `Took`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Steps {
+    /// Asking who the agent is.
+    pub identity: u64,
+    /// Reading the policy.
+    pub policy: u64,
+    /// Asking for the secrets.
+    pub secrets: u64,
+    /// A new key and token.
+    pub token: u64,
+    /// The change of the fence, read back.
+    pub fence: u64,
+    /// Replacing what is in `/run/creto`.
+    pub delivery: u64,
+    /// The statement.
+    pub attestation: u64,
+    /// The record; the disk is not waited for.
+    pub record: u64,
+}
+
+impl From<trust::sandbox_api::Took> for Steps {
+    fn from(took: trust::sandbox_api::Took) -> Self {
+        let trust::sandbox_api::Took { identity, policy, secrets, token, fence, delivery, attestation, record } = took;
+        Self { identity, policy, secrets, token, fence, delivery, attestation, record }
+    }
 }
 
 /// `POST /v1/warm-pools`: what a file of pools.d says, and its name.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PoolRequest {
     /// Its name.
@@ -147,7 +188,7 @@ pub struct PoolRequest {
 }
 
 /// `PATCH /v1/warm-pools/{name}`: what is left out stays.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct PoolUpdate {
     /// The fewest members that are ready.
@@ -157,7 +198,8 @@ pub struct PoolUpdate {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_ready: Option<u32>,
     /// The oldest that a member may be.
-    #[serde(skip_serializing_if = "Option::is_none", with = "humantime_serde")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "crate::span::option")]
+    #[schemars(with = "Option<Span>")]
     pub max_age: Option<Duration>,
     /// Whether the number follows the claims.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -171,7 +213,7 @@ pub struct PoolUpdate {
 }
 
 /// How a pool stands. `pool stats` prints it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolStats {
     /// Which.
@@ -199,7 +241,7 @@ pub struct PoolStats {
 }
 
 /// `GET /v1/warm-pools`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Pools {
     /// By name.
@@ -207,7 +249,7 @@ pub struct Pools {
 }
 
 /// `POST /v1/warm-pools/{name}/evictions`.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Eviction {
     /// How many members, the oldest first.
@@ -215,14 +257,23 @@ pub struct Eviction {
 }
 
 /// What was evicted, or ended.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Ended {
     /// Their ids.
     pub sandboxes: Vec<trust::id::SandboxId>,
 }
 
-/// `PUT /v1/runtimes/{name}`.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+/// `GET /v1/node`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Node {
+    /// Its name.
+    pub node: trust::id::NodeId,
+    /// Whether it takes no more work.
+    pub drained: bool,
+}
+
+/// `PUT /v1/runtimes/{name}`, `PUT /v1/node`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Runtime {
     /// Whether it makes no sandboxes any more.
@@ -230,16 +281,19 @@ pub struct Runtime {
 }
 
 /// `GET /health`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Health {
     /// `healthy`; `degraded` where what is there goes on and something new may fail; `unhealthy` where nothing can be made.
     pub status: HealthStatus,
     /// `ok`, or what is wrong, of each.
     pub components: BTreeMap<String, String>,
+    /// An operator has drained the node: it takes no more work, however well it is.
+    #[serde(default)]
+    pub draining: bool,
 }
 
 /// All in all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "docstring above")]
 pub enum HealthStatus {

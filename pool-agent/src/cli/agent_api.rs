@@ -104,6 +104,22 @@ type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// A WebSocket to the agent, its subprotocol agreed on.
 pub type Stream = WebSocketStream<TokioIo<Upgraded>>;
 
+/// An answer that comes bit by bit.
+#[derive(Debug)]
+pub struct Answer(Incoming);
+
+impl Answer {
+    /// The next bit; none at the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, AgentApiError> {
+        while let Some(frame) = self.0.frame().await {
+            if let Ok(bytes) = frame?.into_data() {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+}
+
 /// The agent of a node.
 #[derive(Clone, Debug)]
 pub struct Agent {
@@ -160,13 +176,16 @@ impl Agent {
         }
     }
 
+    /// Asks for something that comes bit by bit.
+    pub async fn listen(&self, path: &str) -> Result<Answer, AgentApiError> {
+        Ok(Answer(self.answer(Method::GET, path, empty()).await?.into_body()))
+    }
+
     /// Asks, and passes on what comes, as it comes.
     pub async fn copy(&self, path: &str, out: &mut dyn Write) -> Result<(), AgentApiError> {
-        let mut body = self.answer(Method::GET, path, empty()).await?.into_body();
-        while let Some(frame) = body.frame().await {
-            if let Ok(bytes) = frame?.into_data() {
-                out.write_all(&bytes).map_err(AgentApiError::Output)?;
-            }
+        let mut answer = self.listen(path).await?;
+        while let Some(bytes) = answer.next().await? {
+            out.write_all(&bytes).and_then(|()| out.flush()).map_err(AgentApiError::Output)?;
         }
         Ok(())
     }
@@ -250,12 +269,24 @@ async fn succeeded(response: Response<Incoming>) -> Result<Response<Incoming>, A
 
 fn refused(status: StatusCode, bytes: &[u8]) -> AgentApiError {
     match serde_json::from_slice::<Problem>(bytes) {
-        Ok(problem) => AgentApiError::Problem(Box::new(problem)),
+        Ok(mut problem) => {
+            problem.hint = problem.hint.or_else(|| hint(&problem.code).map(str::to_owned));
+            AgentApiError::Problem(Box::new(problem))
+        }
         Err(_) => {
             let text: String = String::from_utf8_lossy(bytes).trim().chars().take(SHOWN).collect();
             let text = if text.is_empty() { "and nothing more".to_owned() } else { text };
             AgentApiError::Refused { status, text }
         }
+    }
+}
+
+/// What to do next, where the agent does not say: in the words of this client.
+fn hint(code: &str) -> Option<&'static str> {
+    match code {
+        "pool-not-found" => Some("see what there is: creto-runtime-cli pool list"),
+        "sandbox-not-found" => Some("see what there is: creto-runtime-cli list"),
+        _ => None,
     }
 }
 
@@ -279,6 +310,18 @@ mod tests {
         ] {
             assert_eq!(with_query("/v1", pairs), path);
         }
+    }
+
+    #[test]
+    fn what_is_not_there_is_said_with_where_to_look() {
+        let said = |code, hint: &str| {
+            let problem = Problem::new(StatusCode::NOT_FOUND, code, "there is no pool a");
+            let problem = if hint.is_empty() { problem } else { problem.hint(hint) };
+            refused(StatusCode::NOT_FOUND, &serde_json::to_vec(&problem).unwrap()).to_string()
+        };
+        assert_eq!(said("pool-not-found", ""), "there is no pool a\nsee what there is: creto-runtime-cli pool list");
+        assert_eq!(said("pool-not-found", "make it"), "there is no pool a\nmake it");
+        assert_eq!(said("pool-exists", ""), "there is no pool a");
     }
 
     #[test]

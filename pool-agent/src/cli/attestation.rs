@@ -6,19 +6,18 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use serde::Serialize;
-use serde_json::{Value, json};
-use trust::attestation::dsse::{BadEnvelope, Envelope};
-use trust::attestation::predicate::{Agent, Predicate};
-use trust::attestation::statement::{self, BadStatement, Statement, Subject};
+use serde_json::json;
+use trust::attestation::predicate::Agent;
+use trust::attestation::statement::Subject;
 use trust::attestation::verify::{Expectations, Invalid, Previous, Verified, verify, verify_chain};
 use trust::clock::{Clock, SystemClock};
 use trust::digest::Digest;
 use trust::id::{Namespace, SandboxId};
 use trust::keys::KeyVersion;
 
-use super::keys::{self, KeysError};
 use super::output;
+use crate::attested::{Unread, decoded, summary};
+use crate::keys::{PublishedError, published};
 use crate::node::Root;
 use crate::statements::{self, Kept, StatementsError};
 
@@ -95,12 +94,10 @@ pub enum AttestationError {
     ChainOfFile,
     #[error("--sandbox-id is {wanted}, but {given} is to be verified")]
     OtherId { given: SandboxId, wanted: SandboxId },
-    #[error("what is stored is no envelope; without --json it is printed as it is")]
-    Envelope(#[from] BadEnvelope),
-    #[error("what is stored is no statement; without --json it is printed as it is")]
-    Statement(#[from] BadStatement),
     #[error(transparent)]
-    Keys(#[from] KeysError),
+    Unread(#[from] Unread),
+    #[error(transparent)]
+    Keys(#[from] PublishedError),
     #[error(transparent)]
     Invalid(#[from] Invalid),
     #[error("writing the answer")]
@@ -128,60 +125,21 @@ pub(super) fn run(verb: Verb, root: &Root, out: &mut dyn Write) -> Result<(), At
     }
 }
 
-/// What a statement says, for showing. The predicate's members stand at the top, so that `.validUntil` finds its own; what is
-/// around it has names that no predicate has. A test holds the shape to docs/cli.md.
-#[derive(Serialize)]
-struct Decoded {
-    verified: bool,
-    #[serde(rename = "statementDigest")]
-    digest: Digest,
-    #[serde(rename = "_type")]
-    kind: &'static str,
-    subject: Value,
-    #[serde(rename = "predicateType")]
-    predicate_type: &'static str,
-    #[serde(flatten)]
-    predicate: Predicate,
-    envelope: Value,
-}
-
-fn decoded(bytes: &[u8]) -> Result<Decoded, AttestationError> {
-    let envelope = Envelope::parse(bytes)?;
-    let statement = Statement::parse(envelope.unverified_payload())?;
-    let subjects = [Subject::Image, Subject::Config, Subject::Policy, Subject::Checkpoint];
-    let subject = |name| Some(json!({"name": name, "digest": {"sha256": statement.subject(name)?.hex()}}));
-    Ok(Decoded {
-        verified: false,
-        digest: envelope.statement_digest(),
-        kind: statement::TYPE,
-        subject: subjects.into_iter().filter_map(subject).collect(),
-        predicate_type: trust::attestation::predicate::TYPE,
-        predicate: statement.predicate().clone(),
-        envelope: serde_json::from_slice(bytes).map_err(|e| BadEnvelope::Shape(e.to_string()))?,
-    })
-}
-
 fn list(root: &Root, json: bool, out: &mut dyn Write) -> Result<(), AttestationError> {
     let all = statements::list(&root.attestations())?;
-    let said = |kept: &Kept| -> Result<Predicate, String> {
-        let bytes = kept.current().map_err(|e| e.to_string())?;
-        decoded(&bytes).map(|said| said.predicate).map_err(|e| e.to_string())
-    };
+    let all = all.iter().map(summary);
     if json {
-        let entries = all.iter().map(|kept| match said(kept) {
-            Ok(said) => json!({"namespace": kept.namespace, "id": kept.id, "verified": false, "agent": said.agent,
-                "issuedAt": said.issued_at, "validUntil": said.valid_until}),
-            Err(error) => json!({"namespace": kept.namespace, "id": kept.id, "verified": false, "error": error}),
-        });
-        return Ok(output::json(out, &entries.collect::<Vec<_>>())?);
+        return Ok(output::json(out, &all.collect::<Vec<_>>())?);
     }
-    let rows = all.iter().map(|kept| {
-        let mut row = vec![kept.namespace.to_string(), kept.id.to_string()];
-        match said(kept) {
-            Ok(said) => row.extend([said.issued_at.to_string(), said.valid_until.to_string(), agent(&said.agent)]),
-            Err(error) => row.extend(["-".into(), "-".into(), error]),
-        }
-        row
+    let rows = all.map(|said| {
+        let (agent, error) = (said.works_for().map(ToString::to_string), said.error);
+        vec![
+            said.namespace.to_string(),
+            said.id.to_string(),
+            output::or_dash(said.issued_at),
+            output::or_dash(said.valid_until),
+            output::or_dash(error.or(agent)),
+        ]
     });
     Ok(output::table(out, &["NAMESPACE", "SANDBOX", "ISSUED", "VALID UNTIL", "AGENT (NOT VERIFIED)"], rows)?)
 }
@@ -212,7 +170,7 @@ fn find(what: &str, namespace: Option<&Namespace>, root: &Root) -> Result<Found,
 }
 
 fn verify_one(asked: Verify, root: &Root, out: &mut dyn Write) -> Result<(), AttestationError> {
-    let trusted = keys::trust_root(asked.trust_root.unwrap_or_else(|| root.jwks()))?;
+    let (_, trusted) = published(&asked.trust_root.unwrap_or_else(|| root.jwks()))?;
     let subjects = [
         (Subject::Image, asked.image_digest),
         (Subject::Config, asked.config_digest),

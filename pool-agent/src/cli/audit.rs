@@ -1,30 +1,27 @@
-//! `audit`: the record of what happened. Until a node agent drains the spools, each verb does so first, under the ledger's own
+//! `audit`: the record of what happened. Each verb drains the spools first, as the node agent does where one runs, under the ledger's own
 //! lock. A ledger that was tampered with takes nothing more, and can still be searched and verified.
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueEnum};
-use serde::Serialize;
 use serde_json::json;
-use trust::audit::inbox::Inbox;
-use trust::audit::ledger::{Entry, Found, HeadSchedule, Ledger, LedgerError, Query, Report, Unreadable};
+use trust::audit::Event;
+use trust::audit::ledger::{Entry, Found, Ledger, LedgerError, Query, Report, Unreadable};
 use trust::audit::log::Hash;
 use trust::audit::node_key::{NodeKey, note_keys};
 use trust::audit::record::BadRecord;
 use trust::audit::tree_head::{NoteError, SignedTreeHead};
-use trust::audit::{AuditRecord, Event};
-use trust::clock::SystemClock;
 use trust::id::AgentId;
+use trust::keys::KeyError;
 use trust::keys::jwks::{BadJwkSet, TrustRoot};
-use trust::keys::{KeyError, Keyring};
 
 use super::output;
-use crate::node::{Node, NodeError, Root};
+use crate::ledger::{OpenError, Opened, Placed, When, open};
+use crate::node::Root;
 
 /// What can be done with the record.
 #[derive(Debug, Subcommand)]
@@ -98,42 +95,12 @@ pub enum Format {
     Ocsf,
 }
 
-/// A time as people give it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum When {
-    At(SystemTime),
-    Ago(Duration),
-}
-
-impl FromStr for When {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(at) = humantime::parse_rfc3339(text) {
-            return Ok(Self::At(at));
-        }
-        let ago = humantime::parse_duration(text.strip_suffix(" ago").unwrap_or(text));
-        ago.map(Self::Ago).map_err(|_| "give a time such as 2026-11-24T21:36:24Z, or how long ago, such as 1h".into())
-    }
-}
-
-impl When {
-    /// In milliseconds since 1970.
-    fn millis(self, now: SystemTime) -> u64 {
-        let at = match self {
-            Self::At(at) => at,
-            Self::Ago(ago) => now.checked_sub(ago).unwrap_or(UNIX_EPOCH),
-        };
-        at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis().try_into().unwrap_or(u64::MAX)
-    }
-}
-
 /// Why the record could not be searched, or is not whole.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what the fields are")]
 pub enum AuditError {
     #[error(transparent)]
-    Node(#[from] NodeError),
+    Open(#[from] OpenError),
     #[error("the node's keys, which only their owner may use, most often root")]
     Keyring(#[from] KeyError),
     #[error("the node's public keys")]
@@ -181,31 +148,9 @@ impl From<io::Error> for AuditError {
     }
 }
 
-/// The record, and what is needed to go on with it.
-struct Opened {
-    node: Node,
-    keyring: Keyring,
-    ledger: Ledger,
-    /// Whether all that waited is in it now.
-    drained: Result<(), AuditError>,
-}
-
-fn open(root: &Root, now: SystemTime) -> Result<Opened, AuditError> {
-    let node = Node::read(root)?;
-    let keyring = Keyring::open(root.lib(), &SystemClock)?;
-    let mut ledger = Ledger::open(&root.ledger(), &node.id.to_string())?;
-    let signer = NodeKey::new(&node.id, keyring.signer()?);
-    let inbox = Inbox::at(&root.spool());
-    let drained = ledger.drain(&inbox, &HeadSchedule::default(), &signer, now);
-    let drained = drained.map(drop).map_err(AuditError::NotDrained);
-    Ok(Opened { node, keyring, ledger, drained })
-}
-
-impl Opened {
-    fn seal(&mut self, now: SystemTime) -> Result<Option<SignedTreeHead>, AuditError> {
-        let signer = NodeKey::new(&self.node.id, self.keyring.signer()?);
-        Ok(self.ledger.seal(&signer, now)?)
-    }
+fn seal(opened: &mut Opened, now: SystemTime) -> Result<Option<SignedTreeHead>, AuditError> {
+    let signer = NodeKey::new(&opened.node.id, opened.keyring.signer()?);
+    Ok(opened.ledger.seal(&signer, now)?)
 }
 
 pub(super) fn run(verb: Verb, root: &Root, out: &mut dyn Write) -> Result<(), AuditError> {
@@ -218,7 +163,7 @@ pub(super) fn run(verb: Verb, root: &Root, out: &mut dyn Write) -> Result<(), Au
         Verb::Export { format: Format::Ocsf, from } => unreadable = opened.ledger.export(from, out)?.1,
         Verb::Prove { position, json } => prove(&mut opened, position, json, now, out)?,
         Verb::Head => {
-            let head = opened.seal(now)?.ok_or(AuditError::Empty)?;
+            let head = seal(&mut opened, now)?.ok_or(AuditError::Empty)?;
             write!(out, "{head}")?;
         }
     }
@@ -226,16 +171,8 @@ pub(super) fn run(verb: Verb, root: &Root, out: &mut dyn Write) -> Result<(), Au
     let count = unreadable.len();
     match unreadable.into_iter().next() {
         Some(Unreadable { position, why }) => Err(AuditError::Unreadable { count, position, why }),
-        None => opened.drained,
+        None => opened.drained.map_err(AuditError::NotDrained),
     }
-}
-
-/// A record with its place, for programs.
-#[derive(Serialize)]
-struct Placed<'a> {
-    position: u64,
-    #[serde(flatten)]
-    record: &'a AuditRecord,
 }
 
 /// Prints what was found; gives what could not be read.
@@ -247,11 +184,11 @@ fn search(ledger: &Ledger, asked: Search, now: SystemTime, out: &mut dyn Write) 
         destination: asked.destination,
         since: asked.since.map(|when| when.millis(now)),
         until: asked.until.map(|when| when.millis(now)),
+        before: None,
         limit: asked.limit,
     })?;
     if asked.json {
-        let placed = entries.iter().map(|Entry { position, record }| Placed { position: *position, record });
-        output::json(out, &placed.collect::<Vec<_>>())?;
+        output::json(out, &entries.into_iter().map(Placed::from).collect::<Vec<_>>())?;
         return Ok(unreadable);
     }
     let rows = entries.iter().map(|Entry { position, record }| {
@@ -297,7 +234,7 @@ fn verify(opened: Opened, heads: &[PathBuf], json: bool, out: &mut dyn Write) ->
     let report = opened.ledger.verify(&trusted, &kept)?;
     print(&report, kept.len(), json, out)?;
     match report.damage.len() {
-        0 => opened.drained,
+        0 => opened.drained.map_err(AuditError::NotDrained),
         findings => Err(AuditError::Damaged(findings)),
     }
 }
@@ -342,7 +279,7 @@ fn prove(
     now: SystemTime,
     out: &mut dyn Write,
 ) -> Result<(), AuditError> {
-    opened.seal(now)?;
+    seal(opened, now)?;
     let size = opened.ledger.size()?;
     let proof = opened.ledger.prove(position)?.ok_or(AuditError::NoSuchEvent { position, size })?;
     let record = String::from_utf8_lossy(&proof.body);
@@ -372,24 +309,6 @@ mod tests {
     use trust::audit::{Connection, Protocol};
 
     use super::*;
-
-    #[test]
-    fn a_time_is_an_instant_or_how_long_ago() {
-        let now = UNIX_EPOCH + Duration::from_millis(1_800_000_000_500);
-        for (text, millis) in [
-            ("2027-01-15T08:00:00Z", 1_800_000_000_000),
-            ("2027-01-15T08:00:00.25Z", 1_800_000_000_250),
-            ("1h", 1_799_996_400_500),
-            ("90m ago", 1_799_994_600_500),
-            ("2days 1h", 1_799_823_600_500),
-            ("1000y", 0),
-        ] {
-            assert_eq!(text.parse::<When>().unwrap().millis(now), millis, "{text}");
-        }
-        for bad in ["", "yesterday", "2027-01-15", "1700000000", "-1h"] {
-            assert!(bad.parse::<When>().is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn details_are_what_no_column_says() {

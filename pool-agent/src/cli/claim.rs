@@ -130,14 +130,15 @@ fn request(asked: Claim) -> ClaimRequest {
 }
 
 fn told(claimed: &Claimed, whole: Duration) -> String {
-    let Took { take, bind, keep, total } = claimed.took;
+    let Took { take, bind, keep, start, total, .. } = claimed.took;
     let millis = |micros: u64| output::millis(micros as f64 / 1e3);
     format!(
-        "claim: {} (take {}, bind {}, keep {}; {} with the way there), {}",
+        "claim: {} (take {}, bind {}, keep {}, start {}; {} with the way there), {}",
         millis(total),
         millis(take),
         millis(bind),
         millis(keep),
+        millis(start),
         output::millis(whole.as_secs_f64() * 1e3),
         if claimed.warm { "warm" } else { "cold: no member was ready" }
     )

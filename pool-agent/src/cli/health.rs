@@ -37,7 +37,12 @@ pub(super) fn run(asked: &Asked, root: &Root, out: &mut dyn Write) -> Result<(),
     let health = block_on(of(&Agent::of(root)))?;
     match asked.json {
         true => output::json(out, &health)?,
-        false => table(out, &health, terminal::has_colour())?,
+        false => {
+            table(out, &health, terminal::has_colour())?;
+            if health.draining {
+                writeln!(out, "The node drains: it takes no more work (creto-runtime-cli enable --node).")?;
+            }
+        }
     }
     match health.status {
         HealthStatus::Healthy => Ok(()),

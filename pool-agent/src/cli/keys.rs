@@ -1,8 +1,6 @@
 //! `keys`: the node's signing keys. Looking at them needs jwks.json alone, which everybody may read; changing them is root's.
 
-use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -10,11 +8,12 @@ use trust::audit::Event;
 use trust::audit::node_key::log_name;
 use trust::audit::record::Text;
 use trust::audit::tree_head::{NoteError, NoteKey};
-use trust::clock::{Clock, SystemClock, Timestamp};
-use trust::keys::jwks::{BadJwk, BadJwkSet, Jwk, JwkSet, TrustRoot, TrustedKey};
+use trust::clock::{Clock, SystemClock};
+use trust::keys::jwks::BadJwk;
 use trust::keys::{Entry, KeyError, KeyVersion, Keyring, Status};
 
 use super::output;
+use crate::keys::{KeyStatus, KeyView, PublishedError, published, views};
 use crate::node::{Node, NodeError, Root};
 use crate::record;
 
@@ -60,20 +59,8 @@ pub enum Verb {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what the fields are")]
 pub enum KeysError {
-    #[error("there is no {}: the first sandbox of a node makes its keys", .0.display())]
-    NoKeys(PathBuf),
-    #[error("reading {}", path.display())]
-    Read {
-        path: PathBuf,
-        #[source]
-        why: io::Error,
-    },
-    #[error("{}", path.display())]
-    Jwks {
-        path: PathBuf,
-        #[source]
-        why: BadJwkSet,
-    },
+    #[error(transparent)]
+    Published(#[from] PublishedError),
     #[error("there is no key {0}: `creto-runtime-cli keys list` shows those that are")]
     Unknown(KeyVersion),
     #[error("no key of the set signs: it is not a node's own")]
@@ -105,43 +92,27 @@ pub(super) fn run(verb: Verb, root: &Root, out: &mut dyn Write) -> Result<(), Ke
     }
 }
 
-/// The keys by which this node's own statements are verified.
-pub(super) fn trust_root(path: PathBuf) -> Result<TrustRoot, KeysError> {
-    Ok(published(path)?.1)
-}
-
-/// A key set, as written and as believed: the same keys in the same order.
-fn published(path: PathBuf) -> Result<(JwkSet, TrustRoot), KeysError> {
-    let bytes = match fs::read(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(KeysError::NoKeys(path)),
-        bytes => bytes.map_err(|why| KeysError::Read { path: path.clone(), why })?,
-    };
-    let set = JwkSet::parse(&bytes).and_then(|set| Ok((set, TrustRoot::parse(&bytes)?)));
-    set.map_err(|why| KeysError::Jwks { path, why })
-}
-
 fn list(root: &Root, json: bool, out: &mut dyn Write) -> Result<(), KeysError> {
-    let (set, trusted) = published(root.jwks())?;
+    let (set, trusted) = published(&root.jwks())?;
     if json {
         return Ok(output::json(out, &set)?);
     }
-    let now = SystemClock.timestamp();
-    let rows = set.keys.iter().zip(trusted.keys()).map(|(jwk, key)| row(jwk, key, now));
+    let rows = views(&set, &trusted, SystemClock.timestamp()).into_iter().map(row);
     Ok(output::table(out, &["VERSION", "STATUS", "CREATED", "COUNTS UNTIL", "KEY ID"], rows)?)
 }
 
-fn row(jwk: &Jwk, key: &TrustedKey, now: Timestamp) -> Vec<String> {
-    let (status, until) = match key.status {
-        Status::Active => ("active", None),
-        Status::Deprecated { after } if key.status.counts(now) => ("deprecated, still counts", Some(after)),
-        Status::Deprecated { after } => ("deprecated", Some(after)),
+fn row(key: KeyView) -> Vec<String> {
+    let status = match key.status {
+        KeyStatus::Active => "active",
+        KeyStatus::Overlapping => "deprecated, still counts",
+        KeyStatus::Deprecated => "deprecated",
     };
     vec![
         output::or_dash(key.version),
         status.into(),
-        output::or_dash(jwk.created),
-        output::or_dash(until),
-        key.key.id().to_string(),
+        output::or_dash(key.created),
+        output::or_dash(key.counts_until),
+        key.key_id.to_string(),
     ]
 }
 
@@ -181,7 +152,7 @@ fn export(
     note: bool,
     out: &mut dyn Write,
 ) -> Result<(), KeysError> {
-    let (set, trusted) = published(root.jwks())?;
+    let (set, trusted) = published(&root.jwks())?;
     let keys = || set.keys.iter().zip(trusted.keys());
     let (jwk, key) = match version {
         Some(version) => keys().find(|(_, key)| key.version == Some(version)).ok_or(KeysError::Unknown(version))?,
@@ -196,37 +167,4 @@ fn export(
         return Ok(writeln!(out, "{}", NoteKey::new(&name, key.key.as_bytes())?)?);
     }
     Ok(output::json(out, jwk)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn a_key_tells_how_far_it_counts() {
-        let now: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
-        let x = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
-        for (more, status, until) in [
-            (json!({}), "active", "-"),
-            (
-                json!({"creto.dev/status": "deprecated", "creto.dev/deprecated-after": "2026-11-24T12:00:01Z"}),
-                "deprecated, still counts",
-                "2026-11-24T12:00:01Z",
-            ),
-            (
-                json!({"creto.dev/status": "deprecated", "creto.dev/deprecated-after": "2026-11-24T12:00:00Z"}),
-                "deprecated",
-                "2026-11-24T12:00:00Z",
-            ),
-        ] {
-            let mut jwk = json!({"kty": "OKP", "crv": "Ed25519", "x": x, "creto.dev/version": "v2"});
-            jwk.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-            let set = json!({ "keys": [jwk] }).to_string();
-            let (set, root) = (JwkSet::parse(set.as_bytes()).unwrap(), TrustRoot::parse(set.as_bytes()).unwrap());
-            let row = row(&set.keys[0], &root.keys()[0], now);
-            assert_eq!(row[..4], ["v2", status, "-", until]);
-        }
-    }
 }

@@ -7,6 +7,7 @@
 
 pub mod claim;
 pub mod cp;
+pub mod events;
 pub mod exec;
 pub mod health;
 pub mod pool;
@@ -40,7 +41,7 @@ use crate::node::Root;
 
 /// What people ask of a node: its sandboxes and pools, its attestations, its audit record, its keys, its agents, its network policies.
 #[derive(Debug, Parser)]
-#[command(name = "creto-runtime-cli", version)]
+#[command(name = "creto-runtime-cli", version, arg_required_else_help = true)]
 pub struct Cli {
     /// Where the node's things lie: DIR/{lib,etc,run} instead of /var/lib/creto, /etc/creto and /run/creto
     #[arg(long, global = true, value_name = "DIR", env = "CRETO_ROOT", hide_env_values = true, display_order = 900)]
@@ -70,10 +71,12 @@ enum Noun {
     /// Sandboxes that wait to be claimed
     #[command(subcommand)]
     Pool(pool::Verb),
-    /// Let a backend make no new sandboxes
+    /// Let a backend, or the whole node, make no new sandboxes
     Drain(runtime::Which),
-    /// Let a backend make sandboxes again
+    /// Let a backend, or the whole node, make sandboxes again
     Enable(runtime::Which),
+    /// Print what happens to sandboxes, as it happens
+    Events(events::Asked),
     /// Print whether the node is well
     Health(health::Asked),
     /// Watch the node, its pools and its busiest sandboxes
@@ -121,6 +124,8 @@ pub enum CliError {
     Pool(#[from] pool::PoolError),
     #[error(transparent)]
     Runtime(#[from] runtime::RuntimeError),
+    #[error(transparent)]
+    Events(#[from] events::EventsError),
     #[error(transparent)]
     Health(#[from] health::HealthError),
     #[error(transparent)]
@@ -198,6 +203,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<u8, CliError> {
         Noun::Pool(verb) => pool::run(verb, &root, out)?,
         Noun::Drain(asked) => runtime::drain(&asked, &root, out)?,
         Noun::Enable(asked) => runtime::enable(&asked, &root, out)?,
+        Noun::Events(asked) => events::run(&asked, &root, out)?,
         Noun::Health(asked) => health::run(&asked, &root, out)?,
         Noun::Top(asked) => top::run(&asked, &root, out)?,
         Noun::Attestation(verb) => attestation::run(verb, &root, out)?,
@@ -302,6 +308,8 @@ mod tests {
             ("claim a --selector a=b=c", ErrorKind::ValueValidation, "label"),
             ("drain", ErrorKind::MissingRequiredArgument, "--runtime"),
             ("enable --runtime runc", ErrorKind::InvalidValue, "gvisor, kata"),
+            ("drain --runtime kata --node", ErrorKind::ArgumentConflict, "--node"),
+            ("events --pool a/b", ErrorKind::ValueValidation, "pool name"),
             ("pool create", ErrorKind::MissingRequiredArgument, "--file"),
             ("pool create a", ErrorKind::MissingRequiredArgument, "--image"),
             ("pool create a -f b", ErrorKind::ArgumentConflict, "--file"),
@@ -340,9 +348,13 @@ mod tests {
             "exec box-1 -it -- sh",
             "exec -i box-1 --env A=b --user 1000:1000 --cwd /tmp -- cat -n",
             "logs box-1",
+            "logs box-1 -f --tail 10",
             "cp box-1:/etc/hostname .",
             "drain --runtime kata",
             "enable --runtime kata",
+            "drain --node",
+            "enable --node",
+            "events --json --pool demo",
             "claim demo",
             "claim demo --agent spiffe://example.org/a --policy web --secret file:a --env A=b --on-empty wait --timeout 30s \
              --idempotency-key k --selector a=b --json --time -- python3 -c print(1)",

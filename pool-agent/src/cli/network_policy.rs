@@ -4,23 +4,20 @@
 mod change;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use egress::client::{Client, ClientError, DEADLINE};
 use egress::policy::{
-    self, Action, CompiledPolicy, DEFAULT_POLICY, Destination, Document, LoadError, Policies, Policy, PortRange,
-    Protocol, ReplaceError, Rule, Warning,
+    self, Action, DEFAULT_POLICY, Destination, Document, LoadError, Policies, Policy, PortRange, Protocol,
+    ReplaceError, Rule, Warning,
 };
-use egress::protocol::{Answer, Ask, Explain, Explained, Fence, Listed, PolicyRef, SandboxKey};
+use egress::protocol::{Answer, Ask, Explain, Explained, Fence, Listed as Fenced, PolicyRef, SandboxKey};
 use serde_json::json;
 use trust::id::PolicyName;
 
 use super::output;
 use crate::node::Root;
-
-/// The port that is meant where none is given.
-const HTTPS: u16 = 443;
+use crate::policies::{self, ExplainError, ListError, Listed, host_and_port};
 
 /// What can be done with network policies.
 #[derive(Debug, Subcommand)]
@@ -156,14 +153,10 @@ pub enum PolicyError {
     NoSandbox(String),
     #[error("sandbox {id} is in several namespaces: give --namespace, one of {}", namespaces.join(", "))]
     Several { id: String, namespaces: Vec<String> },
-    #[error("destination {text:?}: {why}")]
-    Destination { text: String, why: String },
-    #[error("the policies in {}", dir.display())]
-    Dir {
-        dir: PathBuf,
-        #[source]
-        why: io::Error,
-    },
+    #[error(transparent)]
+    Explain(#[from] ExplainError),
+    #[error(transparent)]
+    List(#[from] ListError),
     #[error("{0} warnings")]
     Warnings(usize),
     #[error("creto-egress answered something else: {0}")]
@@ -197,7 +190,7 @@ fn connect(root: &Root) -> Result<Client, ClientError> {
     Client::connect(&root.egress_socket(), DEADLINE)
 }
 
-fn fences(root: &Root) -> Result<Vec<Listed>, PolicyError> {
+fn fences(root: &Root) -> Result<Vec<Fenced>, PolicyError> {
     match connect(root)?.ask(Ask::List)? {
         Answer::Fences(fences) => Ok(fences),
         other => Err(PolicyError::Answer(format!("{other:?}"))),
@@ -205,34 +198,23 @@ fn fences(root: &Root) -> Result<Vec<Listed>, PolicyError> {
 }
 
 fn list(root: &Root, policies: &Policies, json: bool, out: &mut dyn Write) -> Result<(), PolicyError> {
-    let names = policies.names().map_err(|why| PolicyError::Dir { dir: policies.dir().to_owned(), why })?;
+    let all = policies::list(policies)?;
     let fences = fences(root).ok(); // policies are there without a daemon too
     let users = |name: &PolicyName| -> Option<Vec<String>> {
         let named =
-            |listed: &&Listed| matches!(&listed.policy, PolicyRef::Named(policy) if *policy == name.to_string());
+            |listed: &&Fenced| matches!(&listed.policy, PolicyRef::Named(policy) if *policy == name.to_string());
         Some(fences.as_ref()?.iter().filter(named).map(|listed| listed.fence.sandbox.to_string()).collect())
     };
-    let mut rows = Vec::new();
-    for name in names {
-        let (rules, digest, error) = match policies.named(&name) {
-            Ok(policy) => {
-                let compiled = CompiledPolicy::new(policy);
-                (Some(compiled.policy().rules.len()), Some(compiled.digest()), None)
-            }
-            Err(error) => (None, None, Some(error.to_string())),
-        };
-        rows.push((name, rules, digest, error));
-    }
     if json {
-        let row = |(name, rules, digest, error): &(PolicyName, Option<usize>, Option<_>, Option<String>)| json!({ "name": name, "rules": rules, "digest": digest.as_ref().map(|d: &trust::digest::Digest| d.to_string()), "error": error, "sandboxes": users(name) });
-        return Ok(output::json(out, &rows.iter().map(row).collect::<Vec<_>>())?);
+        let row = |Listed { name, rules, digest, error }: &Listed| json!({ "name": name, "rules": rules, "digest": digest, "error": error, "sandboxes": users(name) });
+        return Ok(output::json(out, &all.iter().map(row).collect::<Vec<_>>())?);
     }
     let heading = ["POLICY", "RULES", "SANDBOXES", "ERROR"];
-    let row = |(name, rules, _, error): (PolicyName, Option<usize>, _, Option<String>)| {
+    let row = |Listed { name, rules, error, .. }: Listed| {
         let sandboxes = output::or_dash(users(&name).map(|users| users.len()));
         vec![name.to_string(), output::or_dash(rules), sandboxes, output::or_dash(error)]
     };
-    Ok(output::table(out, &heading, rows.into_iter().map(row))?)
+    Ok(output::table(out, &heading, all.into_iter().map(row))?)
 }
 
 fn list_sandboxes(root: &Root, json: bool, out: &mut dyn Write) -> Result<(), PolicyError> {
@@ -241,7 +223,7 @@ fn list_sandboxes(root: &Root, json: bool, out: &mut dyn Write) -> Result<(), Po
         return Ok(output::json(out, &fences)?);
     }
     let heading = ["NAMESPACE", "SANDBOX", "POLICY", "GENERATION", "OWN RULES", "FLOWS", "PENDING", "ADDRESSES"];
-    let row = |Listed { fence, policy, own_rules, flows, pending, .. }: Listed| {
+    let row = |Fenced { fence, policy, own_rules, flows, pending, .. }: Fenced| {
         let Fence { sandbox, interfaces, generation, .. } = fence;
         let addresses = interfaces.iter().flat_map(|interface| &interface.addresses).map(ToString::to_string);
         let policy = match policy {
@@ -317,25 +299,6 @@ fn get(root: &Root, policies: &Policies, of: &Of, json: bool, out: &mut dyn Writ
     Ok(output::table(out, &heading, policy.rules.into_iter().map(row))?)
 }
 
-/// `HOST`, `HOST:PORT`, `IP`, `IP:PORT`, `[IPv6]:PORT`.
-fn host_and_port(text: &str) -> Result<(String, u16), PolicyError> {
-    let bad = |why: &str| PolicyError::Destination { text: text.to_owned(), why: why.to_owned() };
-    if text.parse::<std::net::IpAddr>().is_ok() {
-        return Ok((text.to_owned(), HTTPS));
-    }
-    if let Ok(address) = text.parse::<std::net::SocketAddr>() {
-        return Ok((address.ip().to_string(), address.port()));
-    }
-    match text.rsplit_once(':') {
-        None if text.is_empty() => Err(bad("give a host name or an address")),
-        None => Ok((text.to_owned(), HTTPS)),
-        Some((host, port)) => match port.parse() {
-            Ok(port) if port > 0 => Ok((host.to_owned(), port)),
-            _ => Err(bad("after the colon belongs a port from 1 to 65535")),
-        },
-    }
-}
-
 fn test(root: &Root, policies: &Policies, asked: &Test, out: &mut dyn Write) -> Result<(), PolicyError> {
     let (destination, port) = host_and_port(&asked.destination)?;
     let protocol = Protocol::from(asked.protocol);
@@ -350,11 +313,8 @@ fn test(root: &Root, policies: &Policies, asked: &Test, out: &mut dyn Write) -> 
         }
         None => {
             let name = named(&asked.of)?;
-            let policy = policies.resolve(&PolicyRef::Named(name.to_string()))?;
-            let explained = egress::explain::explain(&policy, &destination, port, protocol);
-            let explained =
-                explained.map_err(|e| PolicyError::Destination { text: destination.clone(), why: e.to_string() });
-            (format!("policy {name}"), explained?)
+            let explained = policies::explain_by_name(policies, &name, &(destination.clone(), port), protocol)?;
+            (format!("policy {name}"), explained)
         }
     };
     if asked.json {
@@ -395,7 +355,7 @@ impl From<Over> for Protocol {
 fn lint(policies: &Policies, names: Vec<PolicyName>, out: &mut dyn Write) -> Result<(), PolicyError> {
     let names = match names.is_empty() {
         false => names,
-        true => policies.names().map_err(|why| PolicyError::Dir { dir: policies.dir().to_owned(), why })?,
+        true => policies::names(policies)?,
     };
     let mut warnings = 0;
     for name in names {
@@ -408,27 +368,5 @@ fn lint(policies: &Policies, names: Vec<PolicyName>, out: &mut dyn Write) -> Res
     match warnings {
         0 => Ok(writeln!(out, "nothing to say")?),
         some => Err(PolicyError::Warnings(some)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_destination_has_a_port_or_that_of_https() {
-        for (text, host, port) in [
-            ("api.example.com", "api.example.com", 443),
-            ("api.example.com:8080", "api.example.com", 8080),
-            ("192.0.2.1", "192.0.2.1", 443),
-            ("192.0.2.1:53", "192.0.2.1", 53),
-            ("2001:db8::1", "2001:db8::1", 443),
-            ("[2001:db8::1]:53", "2001:db8::1", 53),
-        ] {
-            assert_eq!(host_and_port(text).unwrap(), (host.to_owned(), port), "{text}");
-        }
-        for text in ["", "a:0", "a:b", "a:70000"] {
-            host_and_port(text).unwrap_err();
-        }
     }
 }

@@ -11,7 +11,7 @@ use hyper::Method;
 use trust::id::PoolName;
 
 use super::agent_api::{Agent, AgentApiError, block_on, with_query};
-use super::output;
+use super::output::{self, Colour};
 use super::terminal;
 use crate::api::types::{PoolStats, Pools};
 use crate::labels::BadLabel;
@@ -112,10 +112,18 @@ pub enum PoolError {
     #[error("{}", .0.join("\n"))]
     Some(Vec<String>),
     #[error(
-        "after {} {ready} of {wanted} members are ready\nsee `creto-runtime-cli pool logs {pool} --phase Warming`",
-        humantime::format_duration(*waited)
+        "after {} {ready} of {wanted} members are ready{}\nsee `creto-runtime-cli pool logs {pool} --phase Warming`",
+        humantime::format_duration(*waited),
+        why.as_ref().map_or_else(String::new, |why| format!(": {why}"))
     )]
-    NotReady { pool: PoolName, ready: usize, wanted: usize, waited: Duration },
+    NotReady {
+        pool: PoolName,
+        ready: usize,
+        wanted: usize,
+        waited: Duration,
+        /// The newest failure.
+        why: Option<String>,
+    },
     #[error("writing the answer")]
     Output(#[from] io::Error),
 }
@@ -155,11 +163,11 @@ fn list(api: &Agent, json: bool, out: &mut dyn Write) -> Result<(), PoolError> {
     if json {
         return Ok(output::json(out, &pools)?);
     }
-    Ok(table(out, &pools, terminal::is_stdout())?)
+    Ok(table(out, &pools, terminal::is_stdout(), terminal::has_colour())?)
 }
 
 /// For people; `top` shows it too.
-pub(super) fn table(out: &mut dyn Write, pools: &[PoolStats], bars: bool) -> io::Result<()> {
+pub(super) fn table(out: &mut dyn Write, pools: &[PoolStats], bars: bool, colour: bool) -> io::Result<()> {
     let rows = pools.iter().map(|stats| {
         let (ready, most) = (stats.ready, stats.scaling.max_ready as usize);
         let ready = match bars {
@@ -180,7 +188,13 @@ pub(super) fn table(out: &mut dyn Write, pools: &[PoolStats], bars: bool) -> io:
         ]
     });
     let heading = ["POOL", "STATE", "READY", "CLAIMED", "WARMING", "CLAIMS/MIN", "AVG", "P99", "HITS", "OLDEST"];
-    output::table(out, &heading, rows)
+    match colour {
+        true => output::coloured_table(out, &heading, rows, "STATE", |state| match state {
+            "open" => Colour::Green,
+            _ => Colour::Yellow,
+        }),
+        false => output::table(out, &heading, rows),
+    }
 }
 
 /// The runbook's block.
@@ -296,8 +310,12 @@ mod tests {
     #[test]
     fn people_see_how_full_a_pool_is() {
         let mut out = Vec::new();
-        table(&mut out, &[stats()], true).unwrap();
+        table(&mut out, &[stats()], true, false).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("open   ██████░░░░ 12/20  8 "), "{text}");
+        let (mut out, draining) = (Vec::new(), PoolStats { draining: true, ..stats() });
+        table(&mut out, &[draining], true, true).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("\u{1b}[33mdraining\u{1b}[0m  ██████░░░░ 12/20"), "{text}");
     }
 }

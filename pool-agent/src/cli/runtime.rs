@@ -1,22 +1,26 @@
-//! `drain` and `enable`: whether a backend makes sandboxes on this node.
+//! `drain` and `enable`: whether a backend, or the whole node, makes sandboxes.
 
 use std::io::{self, Write};
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use hyper::Method;
 
 use super::agent_api::{Agent, AgentApiError, block_on};
 use super::workload::backend;
-use crate::api::types::Runtime;
+use crate::api::types::{Node, Runtime};
 use crate::node::Root;
 use crate::spec::Backend;
 
-/// Which backend.
+/// What of the node.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").required(true))]
 pub struct Which {
-    /// Its name
-    #[arg(long, value_name = "NAME", value_parser = backend())]
-    runtime: Backend,
+    /// A backend, by its name
+    #[arg(long, value_name = "NAME", value_parser = backend(), group = "what")]
+    runtime: Option<Backend>,
+    /// All of it: no spawns, no claims, and what waits in pools is taken down
+    #[arg(long, group = "what")]
+    node: bool,
 }
 
 /// Why it goes on as before.
@@ -30,17 +34,40 @@ pub enum RuntimeError {
 }
 
 pub(super) fn drain(asked: &Which, root: &Root, out: &mut dyn Write) -> Result<(), RuntimeError> {
-    set(asked.runtime, true, root)?;
-    Ok(writeln!(out, "{} makes no new sandboxes; those that run go on", asked.runtime)?)
+    Ok(match set(asked, true, root)? {
+        What::Runtime(backend) => {
+            writeln!(out, "{backend} makes no new sandboxes; those that wait are taken down, those that run go on")
+        }
+        What::Node(node) => {
+            writeln!(out, "node {node} takes no more work; sandboxes that wait are taken down, those that run go on")
+        }
+    }?)
 }
 
 pub(super) fn enable(asked: &Which, root: &Root, out: &mut dyn Write) -> Result<(), RuntimeError> {
-    set(asked.runtime, false, root)?;
-    Ok(writeln!(out, "{} makes sandboxes again", asked.runtime)?)
+    Ok(match set(asked, false, root)? {
+        What::Runtime(backend) => writeln!(out, "{backend} makes sandboxes again"),
+        What::Node(node) => writeln!(out, "node {node} takes work again"),
+    }?)
 }
 
-fn set(backend: Backend, drained: bool, root: &Root) -> Result<(), AgentApiError> {
-    let path = format!("/v1/runtimes/{backend}");
-    block_on(async { Agent::of(root).tell::<Runtime>(Method::PUT, &path, &Runtime { drained }).await })?;
-    Ok(())
+enum What {
+    Runtime(Backend),
+    Node(String),
+}
+
+fn set(asked: &Which, drained: bool, root: &Root) -> Result<What, AgentApiError> {
+    let (api, body) = (Agent::of(root), Runtime { drained });
+    block_on(async {
+        match asked.runtime {
+            Some(backend) => {
+                api.tell::<Runtime>(Method::PUT, &format!("/v1/runtimes/{backend}"), &body).await?;
+                Ok(What::Runtime(backend))
+            }
+            None => {
+                let node: Node = api.tell(Method::PUT, "/v1/node", &body).await?;
+                Ok(What::Node(node.node.to_string()))
+            }
+        }
+    })
 }

@@ -12,11 +12,13 @@ use trust::clock::{Clock, SystemClock};
 use trust::id::{AgentId, SandboxId, SandboxName};
 
 use super::agent_api::{Agent, AgentApiError, block_on, with_query};
+use super::events::{Listener, Said};
 use super::output;
 use super::session::{self, SessionError, Wanted};
-use super::terminal::Progress;
+use super::terminal::{self, Progress};
 use super::workload::Wish;
 use crate::api::types::{Ended, SandboxView, SpawnRequest, Usage};
+use crate::events::PullProgress;
 use crate::image::ImageRef;
 use crate::labels::BadLabel;
 use crate::node::Root;
@@ -90,6 +92,9 @@ pub struct Logs {
     /// So many lines from the end; without: all that is kept
     #[arg(long, value_name = "LINES")]
     tail: Option<u64>,
+    /// Go on with what it writes, until it ends
+    #[arg(long, short)]
+    follow: bool,
 }
 
 /// Why a sandbox is not as was asked for.
@@ -130,16 +135,35 @@ pub(super) fn spawn(asked: Spawn, root: &Root, out: &mut dyn Write) -> Result<u8
 /// Asks for it, and says meanwhile to whoever watches that it is being made.
 async fn spawned(api: &Agent, request: &SpawnRequest) -> Result<Sandbox, AgentApiError> {
     let begun = Instant::now();
-    let progress = Progress::begin();
+    let mut progress = Progress::begin();
+    // Before it is asked for, or the beginning is missed; that nobody tells how the pull goes is no reason not to spawn.
+    let mut listener = match terminal::is_stderr() {
+        true => Listener::begin(api, None).await.ok(),
+        false => None,
+    };
     let mut answer = std::pin::pin!(api.tell(Method::POST, "/v1/sandboxes", request));
     let mut tick = tokio::time::interval(Duration::from_millis(100));
     loop {
         tokio::select! {
             answer = &mut answer => return answer,
+            Some(pull) = pulled(&mut listener) => if pull.image == request.spec.image {
+                progress.pulled(&format!("pulling {}", pull.image), pull.bytes, pull.total);
+            },
             _ = tick.tick() => {
                 let seconds = begun.elapsed().as_secs_f64();
                 progress.say(&format!("{} under {}: {seconds:.1} s", request.spec.image, request.spec.backend));
             }
+        }
+    }
+}
+
+/// The next that is told of a pull; none where nobody tells any more.
+async fn pulled(listener: &mut Option<Listener>) -> Option<PullProgress> {
+    loop {
+        match listener.as_mut()?.next().await {
+            Ok(Some(Said::Pull(pull))) => return Some(pull),
+            Ok(Some(Said::Sandbox(_))) => {}
+            Ok(Some(Said::Lost) | None) | Err(_) => *listener = None,
         }
     }
 }
@@ -242,6 +266,7 @@ fn said(ended: &Ended, out: &mut dyn Write) -> Result<(), SandboxError> {
 
 pub(super) fn logs(asked: &Logs, root: &Root, out: &mut dyn Write) -> Result<(), SandboxError> {
     let path = format!("/v1/sandboxes/{}/logs", asked.id);
-    let path = with_query(&path, asked.tail.map(|lines| ("tail", lines.to_string())));
+    let tail = asked.tail.map(|lines| ("tail", lines.to_string()));
+    let path = with_query(&path, tail.into_iter().chain(asked.follow.then(|| ("follow", "true".to_owned()))));
     Ok(block_on(Agent::of(root).copy(&path, out))?)
 }

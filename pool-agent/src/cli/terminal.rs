@@ -3,6 +3,7 @@
 use std::env;
 use std::io::{self, IsTerminal, Write};
 
+use indicatif::{ProgressBar, ProgressStyle};
 use rustix::termios::{self, OptionalActions, Termios};
 
 use crate::channels::Size;
@@ -62,17 +63,23 @@ impl Drop for Raw {
 #[derive(Debug)]
 pub struct Progress {
     shown: bool,
+    pull: Option<ProgressBar>,
 }
 
 impl Progress {
     /// Nothing is said yet.
     pub fn begin() -> Self {
-        Self { shown: is_stderr() }
+        Self { shown: is_stderr(), pull: None }
+    }
+
+    /// Whether anybody sees it.
+    pub fn is_shown(&self) -> bool {
+        self.shown
     }
 
     /// Instead of what was said before.
     pub fn say(&self, line: &str) {
-        if self.shown {
+        if self.shown && self.pull.is_none() {
             let width = size().map_or(80, |size| usize::from(size.width)).saturating_sub(1);
             let line: String = line.chars().take(width).collect();
             let _ = write!(io::stderr(), "\r\u{1b}[K{line}"); // nobody needs it
@@ -80,8 +87,32 @@ impl Progress {
     }
 }
 
+impl Progress {
+    /// A bar, instead, while something is pulled.
+    pub fn pulled(&mut self, what: &str, bytes: u64, total: u64) {
+        if !self.shown {
+            return;
+        }
+        let bar = self.pull.get_or_insert_with(|| {
+            let _ = write!(io::stderr(), "\r\u{1b}[K"); // nobody needs it
+            let style = ProgressStyle::with_template("{msg} [{bar:30}] {bytes} of {total_bytes}");
+            ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        });
+        bar.set_message(what.to_owned());
+        bar.set_length(total);
+        bar.set_position(bytes);
+        if bytes >= total {
+            bar.finish_and_clear(); // it is unpacked now
+            self.pull = None;
+        }
+    }
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
+        if let Some(bar) = &self.pull {
+            bar.finish_and_clear();
+        }
         if self.shown {
             let _ = write!(io::stderr(), "\r\u{1b}[K");
         }

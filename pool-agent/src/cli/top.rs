@@ -119,7 +119,7 @@ fn show(out: &mut dyn Write, view: &View, most: usize, bars: bool) -> io::Result
         line = format!("{line}, {name}: {}", output::plain(state));
     }
     writeln!(out, "{line}\n")?;
-    pool::table(out, pools, bars)?;
+    pool::table(out, pools, bars, false)?;
     writeln!(out)?;
     let shown = sandboxes.len().min(most);
     list::table(out, &sandboxes[..shown], SystemClock.timestamp(), false)

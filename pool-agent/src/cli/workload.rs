@@ -56,6 +56,9 @@ pub struct Wish {
     /// It ends so long after it began to run
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub ttl: Option<Duration>,
+    /// It ends when nobody has used it for so long: no session in it, and next to no processor time
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub idle_timeout: Option<Duration>,
     /// How its command runs
     #[command(flatten)]
     pub process: Process,
@@ -64,7 +67,7 @@ pub struct Wish {
 impl Wish {
     /// The whole of it.
     pub fn of(self, image: ImageRef, command: Vec<String>) -> Result<SandboxSpec, BadLabel> {
-        let Self { runtime, runsc_path, policy, secrets, memory, cpus, labels, no_network, ttl, process } = self;
+        let Self { runtime, runsc_path, policy, secrets, memory, cpus, labels, no_network, process, .. } = self;
         let mut spec = SandboxSpec::of(image);
         spec.backend = runtime;
         spec.runsc_path = runsc_path;
@@ -78,7 +81,7 @@ impl Wish {
         spec.secrets = secrets;
         spec.labels = Labels::try_from(labels.into_iter().collect::<BTreeMap<_, _>>())?;
         spec.network = !no_network;
-        spec.ttl = ttl;
+        (spec.ttl, spec.idle_timeout) = (self.ttl, self.idle_timeout);
         Ok(spec)
     }
 }

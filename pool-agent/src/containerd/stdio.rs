@@ -75,18 +75,19 @@ impl Stdio {
 }
 
 /// Where a log is longer than `most` bytes, keeps its last half of that beside it, as `PATH.1`, and empties it. The shim appends, so it goes on at
-/// the start; what it writes between the two steps is lost. Says whether it was so.
-pub fn trim(log: &Path, most: u64) -> io::Result<bool> {
+/// the start; what it writes between the two steps is lost. Says from where on it was kept, if it was so.
+pub fn trim(log: &Path, most: u64) -> io::Result<Option<u64>> {
     let mut file = match File::options().read(true).write(true).open(log) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
     let length = file.metadata()?.len();
     if length <= most {
-        return Ok(false);
+        return Ok(None);
     }
-    file.seek(SeekFrom::Start(length - most / 2))?;
+    let from = length - most / 2;
+    file.seek(SeekFrom::Start(from))?;
     let mut last = Vec::new();
     (&file).take(most / 2).read_to_end(&mut last)?;
     let mut kept = log.as_os_str().to_owned();
@@ -94,7 +95,7 @@ pub fn trim(log: &Path, most: u64) -> io::Result<bool> {
     let mut kept = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&kept)?;
     kept.write_all(&last)?;
     file.set_len(0)?;
-    Ok(true)
+    Ok(Some(from))
 }
 
 #[cfg(test)]
@@ -105,12 +106,12 @@ mod tests {
     fn a_log_stays_within_bounds_and_its_end_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
-        assert!(!trim(&log, 8).unwrap(), "there is none");
+        assert_eq!(trim(&log, 8).unwrap(), None, "there is none");
         let mut writer = OpenOptions::new().create(true).append(true).open(&log).unwrap();
         writer.write_all(b"01234567").unwrap();
-        assert!(!trim(&log, 8).unwrap());
+        assert_eq!(trim(&log, 8).unwrap(), None);
         writer.write_all(b"89").unwrap();
-        assert!(trim(&log, 8).unwrap());
+        assert_eq!(trim(&log, 8).unwrap(), Some(6));
         writer.write_all(b"ab").unwrap();
         assert_eq!(fs::read(&log).unwrap(), b"ab", "the writer goes on at the start");
         assert_eq!(fs::read(dir.path().join("log.1")).unwrap(), b"6789");

@@ -126,15 +126,15 @@ struct Written {
     network_policy: Option<NetworkPolicy>,
     #[serde(default, deserialize_with = "secrets")]
     secrets: Vec<SecretRef>,
-    #[serde(default, with = "humantime_serde")]
+    #[serde(default, with = "crate::span::option")]
     ttl: Option<Duration>,
-    #[serde(default, with = "humantime_serde")]
+    #[serde(default, with = "crate::span::option")]
     idle_timeout: Option<Duration>,
-    #[serde(default, with = "humantime_serde")]
+    #[serde(default, with = "crate::span::option")]
     max_lifetime: Option<Duration>,
     min_ready: u32,
     max_ready: u32,
-    #[serde(default, with = "humantime_serde")]
+    #[serde(default, with = "crate::span::option")]
     max_age: Option<Duration>,
     max_warming: Option<u32>,
     #[serde(default)]
@@ -171,10 +171,12 @@ struct WrittenReadiness {
     exec: Vec<String>,
     tcp: Option<NonZeroU16>,
     file: Option<AbsolutePath>,
-    #[serde(default, with = "humantime_serde")]
+    #[serde(default, with = "crate::span::option")]
     interval: Option<Duration>,
-    #[serde(default, with = "humantime_serde")]
+    #[serde(default, with = "crate::span::option")]
     timeout: Option<Duration>,
+    #[serde(default, with = "humantime_serde")]
+    deadline: Option<Duration>,
 }
 
 fn yes() -> bool {
@@ -223,7 +225,8 @@ impl WrittenReadiness {
         let readiness = Readiness::of(probe);
         let interval = self.interval.unwrap_or(readiness.interval);
         let timeout = self.timeout.unwrap_or(readiness.timeout);
-        Ok(Readiness { interval, timeout, ..readiness })
+        let deadline = self.deadline.unwrap_or(readiness.deadline);
+        Ok(Readiness { interval, timeout, deadline, ..readiness })
     }
 }
 
@@ -301,6 +304,8 @@ mod tests {
             (&format!("{least}network_policy = {{ rules = 1 }}"), &["network_policy", "rules"]),
             (&format!("{least}mode = \"run\"\n[readiness]\ntcp = 80\nfile = \"/a\""), &["readiness", "one of"]),
             (&format!("{least}[readiness]\ntcp = 80"), &["readiness", "mode", "run"]),
+            (&format!("{least}mode = \"run\"\n[readiness]\ntcp = 80\ninterval = \"1ms\""), &["interval", "10ms"]),
+            (&format!("{least}mode = \"run\"\n[readiness]\ntcp = 80\ndeadline = \"0s\""), &["readiness.deadline"]),
             (&format!("{least}backend = \"kata\"\nrunsc_path = \"/a\""), &["runsc_path", "gvisor"]),
             ("image =", &["line 1"]),
         ] {

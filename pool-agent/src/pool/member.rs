@@ -10,7 +10,7 @@ use trust::clock::Timestamp;
 use trust::digest::Digest;
 use trust::id::{AgentId, SandboxId};
 
-use crate::sandbox::{Claim, Fence, Phase, Reason, Sandbox};
+use crate::sandbox::{Activity, Claim, Fence, Phase, Reason, Sandbox};
 use crate::spec::SandboxSpec;
 
 /// What happens to a sandbox.
@@ -106,6 +106,8 @@ pub struct Change {
     pub attestation: Option<Digest>,
     /// When it ends by itself.
     pub expires_at: Option<Timestamp>,
+    /// When it was used last.
+    pub activity: Option<Activity>,
 }
 
 /// What cannot happen to a sandbox in its phase.
@@ -168,12 +170,13 @@ pub fn advance(before: &Sandbox, input: Input, change: Change, now: Timestamp) -
         }
         Input::Failed { .. } | Input::Bound | Input::Amended => {}
     }
-    let Change { agent, spec, fence, attestation, expires_at } = change;
+    let Change { agent, spec, fence, attestation, expires_at, activity } = change;
     after.agent = agent.or(after.agent);
     after.spec = spec.unwrap_or(after.spec);
     after.fence = fence.or(after.fence);
     after.attestation = attestation.or(after.attestation);
     after.expires_at = expires_at.or(after.expires_at);
+    after.activity = activity.or(after.activity);
     Ok(after)
 }
 

@@ -3,18 +3,23 @@
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trust::clock::Timestamp;
 use trust::id::PoolName;
 
 use crate::sandbox::Generation;
+use crate::schema::Span;
 use crate::spec::{AbsolutePath, Backend, BadSpec, SandboxSpec};
 
 /// No pool has more ready members: a larger number is a mistake.
 pub const MOST_READY: u32 = 10_000;
 
+/// No pool has so many minutes' claims waiting.
+pub const MOST_HEADROOM: f64 = 1000.0;
+
 /// A pool.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Pool {
     /// Its name.
@@ -43,7 +48,7 @@ impl Pool {
 }
 
 /// Where a pool comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
     /// A file of pools.d; it is there as long as the file is.
@@ -53,7 +58,7 @@ pub enum Origin {
 }
 
 /// What members are made of. Whatever changes here makes those that wait stale.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", try_from = "WrittenTemplate")]
 pub struct Template {
     /// A member, before a claim says what it asks for. Its policy is not in force until then: members wait with deny-all.
@@ -65,7 +70,7 @@ pub struct Template {
     pub readiness: Option<Readiness>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct WrittenTemplate {
     spec: SandboxSpec,
@@ -84,7 +89,8 @@ impl TryFrom<WrittenTemplate> for Template {
 
 impl Template {
     /// The same, if its parts fit; for whoever has changed something in it.
-    pub fn checked(self) -> Result<Self, BadSpec> {
+    pub fn checked(mut self) -> Result<Self, BadSpec> {
+        self.readiness = self.readiness.map(Readiness::checked).transpose()?;
         if self.readiness.is_some() && self.mode == Mode::Hold {
             return Err(BadSpec(
                 "readiness: nothing runs that could be asked; give mode = \"run\", or leave it out".into(),
@@ -105,7 +111,7 @@ impl Template {
 }
 
 /// What runs in a member before the claim.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Nothing of the workload: the claim's command starts with the claim.
@@ -116,23 +122,45 @@ pub enum Mode {
 }
 
 /// When a member that runs is ready.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Readiness {
     /// What is asked.
     pub probe: Probe,
-    /// How often.
-    #[serde(with = "humantime_serde", default = "Readiness::interval")]
+    /// So long after an answer it is asked again.
+    #[serde(with = "crate::span", default = "Readiness::interval")]
+    #[schemars(with = "Span")]
     pub interval: Duration,
-    /// After so long a member is given up.
-    #[serde(with = "humantime_serde", default = "Readiness::timeout")]
+    /// An answer that takes longer is none.
+    #[serde(with = "crate::span", default = "Readiness::timeout")]
+    #[schemars(with = "Span")]
     pub timeout: Duration,
+    /// After so long a member is given up.
+    #[serde(with = "crate::span", default = "Readiness::deadline")]
+    #[schemars(with = "Span")]
+    pub deadline: Duration,
 }
 
 impl Readiness {
     /// Asked four times a second, and given up after a minute.
     pub fn of(probe: Probe) -> Self {
-        Self { probe, interval: Self::interval(), timeout: Self::timeout() }
+        Self { probe, interval: Self::interval(), timeout: Self::timeout(), deadline: Self::deadline() }
+    }
+
+    /// The same, if it can be.
+    fn checked(self) -> Result<Self, BadSpec> {
+        let bad = |why: &str| Err(BadSpec(format!("readiness.{why}")));
+        match &self.probe {
+            Probe::Exec(command) if command.is_empty() => return bad("exec: name a program"),
+            Probe::Exec(_) | Probe::Tcp(_) | Probe::File(_) => {}
+        }
+        if self.interval < Duration::from_millis(10) {
+            return bad("interval: give 10ms or more, or members do nothing but answer");
+        }
+        if self.timeout.is_zero() || self.deadline.is_zero() {
+            return bad("timeout and readiness.deadline: give more than nothing, or no member is ever ready");
+        }
+        Ok(self)
     }
 
     fn interval() -> Duration {
@@ -140,12 +168,16 @@ impl Readiness {
     }
 
     fn timeout() -> Duration {
+        Duration::from_secs(5)
+    }
+
+    fn deadline() -> Duration {
         Duration::from_secs(60)
     }
 }
 
-/// What a member is asked, from outside.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a member is asked, from inside it: nothing gets in through the fence.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Probe {
     /// A command in it ends with 0.
@@ -156,8 +188,18 @@ pub enum Probe {
     File(AbsolutePath),
 }
 
+impl std::fmt::Display for Probe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exec(command) => write!(f, "exec {command:?}"),
+            Self::Tcp(port) => write!(f, "tcp {port}"),
+            Self::File(path) => write!(f, "file {path}"),
+        }
+    }
+}
+
 /// How many members there should be. Changes of it make none stale.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, try_from = "WrittenScaling")]
 pub struct Scaling {
     /// So many wait at least.
@@ -165,7 +207,8 @@ pub struct Scaling {
     /// So many wait at most.
     pub max_ready: u32,
     /// None waits longer, where another can be made.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "humantime_serde")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::span::option")]
+    #[schemars(with = "Option<Span>")]
     pub max_age: Option<Duration>,
     /// Between the two by demand.
     pub auto_scaling: AutoScaling,
@@ -173,16 +216,20 @@ pub struct Scaling {
     pub max_warming: u32,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct WrittenScaling {
+    #[schemars(range(max = MOST_READY))]
     min_ready: u32,
+    #[schemars(range(max = MOST_READY))]
     max_ready: u32,
-    #[serde(default, with = "humantime_serde")]
+    #[serde(default, with = "crate::span::option")]
+    #[schemars(with = "Option<Span>")]
     max_age: Option<Duration>,
     #[serde(default)]
     auto_scaling: AutoScaling,
     #[serde(default = "Scaling::max_warming")]
+    #[schemars(range(min = 1))]
     max_warming: u32,
 }
 
@@ -224,7 +271,7 @@ impl Scaling {
             return bad("max_age: give 10s or more, or members are replaced faster than they are made".into());
         }
         let headroom = self.auto_scaling.headroom;
-        if !(headroom.is_finite() && (0.0..=1000.0).contains(&headroom)) {
+        if !(headroom.is_finite() && (0.0..=MOST_HEADROOM).contains(&headroom)) {
             return bad(format!("auto_scaling.headroom {headroom}: give a number of 0 to 1000"));
         }
         Ok(self)
@@ -236,7 +283,7 @@ impl Scaling {
 }
 
 /// How the number of ready members follows the claims.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AutoScaling {
     /// Whether it does; if not, `min_ready` wait.
@@ -244,6 +291,7 @@ pub struct AutoScaling {
     pub enabled: bool,
     /// So many minutes' claims wait.
     #[serde(default = "AutoScaling::headroom")]
+    #[schemars(range(min = 0.0, max = MOST_HEADROOM))]
     pub headroom: f64,
 }
 

@@ -145,6 +145,7 @@ fn kind(error: ShimError) -> &'static str {
         ShimError::Spoilt(_) => "spoilt",
         ShimError::Unavailable(_) => "unavailable",
         ShimError::Failed(_) => "failed",
+        ShimError::Because { .. } => "marked",
     }
 }
 
@@ -158,6 +159,13 @@ async fn each_answer_to_a_claim_is_told_from_the_others() {
     for (claim_id, _) in CODES {
         assert_eq!(kind(shim.rebind(&claim(claim_id)).await.unwrap_err()), claim_id);
     }
+    // A mark says more than the code; what is spoilt is spoilt, whatever has spoilt it.
+    let marked = |code| refused("Rebind", code, Cause::FenceLost.mark("no fence"));
+    match marked(Code::FAILED_PRECONDITION) {
+        ShimError::Because { cause, message } => assert_eq!((cause, &*message), (Cause::FenceLost, "no fence")),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(kind(marked(Code::ABORTED)), "spoilt");
     let patience = Duration::from_millis(20);
     let never = shim.own::<_, Bound>(REBIND, &claim("never"), patience).await.unwrap_err();
     assert_eq!(kind(never), "late");

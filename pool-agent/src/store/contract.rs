@@ -11,7 +11,7 @@ use trust::digest::Digest;
 
 use super::*;
 use crate::pool::template::{Mode, Origin, Scaling, Template};
-use crate::sandbox::{Fence, Membership};
+use crate::sandbox::{Activity, Fence, Membership};
 use crate::spec::SandboxSpec;
 use claims::*;
 
@@ -175,6 +175,7 @@ async fn changes_that_meet_are_all_kept(store: Arc<dyn Store>) {
     let changes = [
         Change { agent: Some("spiffe://example.org/agents/a".parse().unwrap()), ..Change::default() },
         Change { expires_at: Some(at(99)), ..Change::default() },
+        Change { activity: Some(Activity { at: at(98), cpu_nanos: 7 }), ..Change::default() },
         Change { attestation: Some(Digest::of(b"statement")), ..Change::default() },
         Change { fence: Some(Fence::Sealed), ..Change::default() },
     ];
@@ -187,7 +188,11 @@ async fn changes_that_meet_are_all_kept(store: Arc<dyn Store>) {
     }
     let all = store.sandbox(&kept.id).await.unwrap().unwrap();
     assert!(
-        all.agent.is_some() && all.expires_at.is_some() && all.attestation.is_some() && all.fence.is_some(),
+        all.agent.is_some()
+            && all.expires_at.is_some()
+            && all.activity.is_some()
+            && all.attestation.is_some()
+            && all.fence.is_some(),
         "{all:?}"
     );
 }

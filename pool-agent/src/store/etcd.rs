@@ -16,6 +16,8 @@
 
 mod records;
 
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -43,6 +45,30 @@ const PAGE: i64 = 500;
 pub struct Etcd {
     kv: KvClient,
     endpoints: String,
+    wanted: Arc<Mutex<HashSet<SandboxId>>>,
+}
+
+/// A member that a taker of this process is after, until this is dropped: others are after the next one, for of two that want the same
+/// one has to begin anew.
+struct Wanted {
+    all: Arc<Mutex<HashSet<SandboxId>>>,
+    member: Sandbox,
+    /// Whether nobody else was after it.
+    alone: bool,
+}
+
+impl Wanted {
+    fn all(all: &Mutex<HashSet<SandboxId>>) -> MutexGuard<'_, HashSet<SandboxId>> {
+        all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        if self.alone {
+            Self::all(&self.all).remove(&self.member.id);
+        }
+    }
 }
 
 impl std::fmt::Debug for Etcd {
@@ -62,9 +88,19 @@ impl Etcd {
         let failed = |why: String| StoreError::Open { place: place.clone(), why };
         let connecting = tokio::time::timeout(PATIENCE, Client::connect(endpoints, Some(options)));
         let client = connecting.await.map_err(|_| failed("it does not answer".into()))?;
-        let etcd = Self { kv: client.map_err(|e| failed(e.to_string()))?.kv_client(), endpoints: place.clone() };
+        let kv = client.map_err(|e| failed(e.to_string()))?.kv_client();
+        let etcd = Self { kv, endpoints: place.clone(), wanted: Arc::default() };
         etcd.health().await.map_err(|e| failed(format!("{e}; check it: etcdctl endpoint health")))?;
         Ok(etcd)
+    }
+
+    /// The first of these that nobody of this process is after; else the first, which may be gone soon.
+    fn want(&self, mut members: Vec<Sandbox>) -> Option<Wanted> {
+        let mut all = Wanted::all(&self.wanted);
+        let free = members.iter().position(|member| !all.contains(&member.id));
+        let member = if members.is_empty() { return None } else { members.swap_remove(free.unwrap_or_default()) };
+        let alone = all.insert(member.id.clone());
+        Some(Wanted { all: self.wanted.clone(), member, alone })
     }
 
     async fn get(&self, key: String) -> Result<Option<KeyValue>, StoreError> {

@@ -12,8 +12,10 @@ pub mod etcd;
 pub mod memory;
 pub mod sqlite;
 mod take;
+pub mod told;
 
 use async_trait::async_trait;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trust::clock::Timestamp;
 use trust::id::{AgentId, ClaimId, NodeId, PoolName, SandboxId};
@@ -165,7 +167,7 @@ pub enum Taken {
 }
 
 /// Something failed that belongs to a pool.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Failure {
     /// When.

@@ -13,7 +13,7 @@ use crate::node::{AGENT, Node};
 use crate::pool_agent::{PoolAgent, sandbox};
 
 fn claimed() -> Claimed {
-    let took = Took { take: 1_100, bind: 6_000, keep: 900, total: 8_200 };
+    let took = Took { take: 1_100, bind: 6_000, keep: 900, start: 200, total: 8_200, ..Took::default() };
     Claimed { sandbox: sandbox("box-1", Phase::Running), warm: true, took }
 }
 
@@ -71,7 +71,7 @@ fn a_claimed_command_writes_here() {
     let agent = PoolAgent::at(&node);
     agent.answers("POST /v1/warm-pools/demo/claims", &claimed());
     let ran = node.run(&["claim", "demo", "--time", "--", "echo"]);
-    assert!(ran.err.starts_with("claim: 8.2ms (take 1.1ms, bind 6.0ms, keep 0.9ms; "), "{}", ran.err);
+    assert!(ran.err.starts_with("claim: 8.2ms (take 1.1ms, bind 6.0ms, keep 0.9ms, start 0.2ms; "), "{}", ran.err);
     assert!(ran.err.ends_with("with the way there), warm\nerr\n"), "{}", ran.err);
     assert_eq!(ran.good(), "out\n");
     assert_eq!(agent.asked(), ["POST /v1/warm-pools/demo/claims", "GET /v1/sandboxes/box-1/attach"]);

@@ -11,7 +11,8 @@ use crate::pty::Pty;
 
 fn health(status: HealthStatus, containerd: &str) -> Health {
     let components = [("containerd", containerd), ("store", "ok")];
-    Health { status, components: components.map(|(name, state)| (name.to_owned(), state.to_owned())).into() }
+    let components = components.map(|(name, state)| (name.to_owned(), state.to_owned())).into();
+    Health { status, components, draining: false }
 }
 
 #[test]

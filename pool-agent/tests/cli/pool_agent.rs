@@ -1,10 +1,11 @@
 //! What answers at a node's socket as creto-pool-agent does: bodies made of the real types, and processes that do what their command
 //! says. It is for the client's words; the agent itself is tested end to end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
@@ -38,6 +39,8 @@ struct Shared {
     /// Of each sandbox; without one it is an `echo`.
     main_command: Mutex<Vec<String>>,
     asked: Mutex<Vec<(String, Vec<u8>)>>,
+    /// What it does not answer yet.
+    held: Mutex<BTreeSet<String>>,
 }
 
 impl PoolAgent {
@@ -74,6 +77,16 @@ impl PoolAgent {
         self
     }
 
+    /// Until it is let go, a question is not answered.
+    pub fn holds(&self, question: &str) -> &Self {
+        self.shared.held.lock().unwrap().insert(question.to_owned());
+        self
+    }
+
+    pub fn lets_go(&self, question: &str) {
+        self.shared.held.lock().unwrap().remove(question);
+    }
+
     pub fn refuses(&self, question: &str, problem: &Problem) -> &Self {
         let status = StatusCode::from_u16(problem.status).unwrap();
         self.answers_as(question, status, &serde_json::to_vec(problem).unwrap())
@@ -108,6 +121,9 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let bytes = to_bytes(body, usize::MAX).await.unwrap_or_default().to_vec(); // whoever sends may break off
     shared.asked.lock().unwrap().push((question.clone(), bytes));
     let plain = question.split('?').next().unwrap();
+    while shared.held.lock().unwrap().contains(plain) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let found = shared.answers.lock().unwrap().get(plain).cloned();
     if let Some((status, body)) = found {
         return (status, Body::from(body)).into_response();

@@ -228,6 +228,8 @@ fn logs_are_what_was_written() {
     assert_eq!(node.run(&["logs", "box-1"]).good(), "one\ntwo\n");
     assert_eq!(node.run(&["logs", "box-1", "--tail", "2"]).good(), "one\ntwo\n");
     assert_eq!(agent.asked(), ["GET /v1/sandboxes/box-1/logs", "GET /v1/sandboxes/box-1/logs?tail=2"]);
+    assert_eq!(node.run(&["logs", "box-1", "-f", "--tail", "2"]).good(), "one\ntwo\n");
+    assert_eq!(agent.asked(), ["GET /v1/sandboxes/box-1/logs?tail=2&follow=true"]);
 }
 
 #[test]
@@ -246,4 +248,40 @@ fn where_no_agent_runs_it_is_said_how_to_start_it() {
         assert_eq!(error.matches("does not answer at").count(), 1, "{error}");
         assert!(error.contains("run/pool-agent.sock") && error.contains("systemctl start creto-runtime"), "{error}");
     }
+}
+
+#[test]
+fn on_a_terminal_one_sees_how_far_the_pull_is() {
+    let node = Node::new();
+    let agent = PoolAgent::at(&node);
+    let pull = |image: &str, bytes: u64| {
+        let data = json!({"image": image, "sandbox": "box-1", "bytes": bytes, "total": 4 << 20});
+        format!("event: pull\ndata: {data}\nid: 1-1\n\n")
+    };
+    let events = format!(": listening\n\n{}{}", pull("alpine", 3 << 20), pull("python:3.11", 1 << 20));
+    agent.answers_as("GET /v1/events", StatusCode::OK, events.as_bytes());
+    agent.answers("POST /v1/sandboxes", &sandbox("box-1", Phase::Running)).holds("POST /v1/sandboxes");
+    let mut pty = Pty::run(node.command(&["spawn", "--image", "python:3.11"]));
+    let seen = pty.until("1.00 MiB of 4.00 MiB");
+    assert!(seen.contains("pulling python:3.11 [") && !seen.contains("alpine"), "{seen:?}");
+    agent.lets_go("POST /v1/sandboxes");
+    assert!(pty.end().success());
+    pty.until("box-1");
+}
+
+#[test]
+fn what_happens_is_a_line_each_and_missing_events_are_a_failure() {
+    let node = Node::new();
+    let agent = PoolAgent::at(&node);
+    let change = json!({"id": "demo-1", "node": "node-1", "pool": "demo", "phase": "Failed", "revision": 7,
+        "reason": {"phase": "Warming", "code": "image-not-found", "message": "no\u{1b}[31m"}});
+    let told = format!("event: sandbox\ndata: {change}\nid: 1-1\n\nevent: later\ndata: {{}}\n\n");
+    agent.answers_as("GET /v1/events", StatusCode::OK, told.as_bytes());
+    let text = node.run(&["events", "--pool", "demo", "--sandbox", "demo-1"]).good();
+    assert_eq!(text, "demo-1 of demo: Failed (image-not-found: no\\u{1b}[31m)\n");
+    assert_eq!(agent.asked(), ["GET /v1/events?sandbox=demo-1&pool=demo"]);
+    assert_eq!(node.run(&["events", "--json"]).json(), change);
+    agent.answers_as("GET /v1/events", StatusCode::OK, format!("{told}event: lost\ndata: {{}}\n\n").as_bytes());
+    let ran = node.run(&["events"]);
+    assert!(ran.out.contains("demo-1") && ran.bad(1).contains("look at the list"));
 }

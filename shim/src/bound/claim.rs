@@ -6,6 +6,8 @@
 //! has the fence that it waited behind, and nobody gets it any more; where that cannot be brought about it is ended
 //! (`Failed::loose`).
 
+mod steps;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -16,7 +18,10 @@ use trust::digest::Digest;
 use trust::id::{AgentId, ClaimId, PoolGeneration, PoolName};
 use trust::identity::Word;
 use trust::identity::workload::Credential;
+use trust::refusal::Cause;
+use trust::sandbox_api::Took;
 
+use self::steps::{Step, Steps};
 use super::network::{default_policy, digest_of, refusal, unheld};
 use super::statement::Stand;
 use super::{Bond, Bound, State, credential};
@@ -37,7 +42,7 @@ pub enum Standing {
         /// To whom.
         claim: ClaimId,
         /// What was said of it, and is said again whenever the claim asks again.
-        answer: Box<Stand>,
+        answer: Box<Claimed>,
     },
     /// A claim failed half-way.
     Spoilt(Spoilt),
@@ -48,6 +53,15 @@ impl Standing {
     pub fn is_spoilt(&self) -> bool {
         matches!(self, Self::Spoilt(_))
     }
+}
+
+/// A claim's answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claimed {
+    /// What the sandbox is bound to.
+    pub stand: Stand,
+    /// How long that took.
+    pub took: Took,
 }
 
 /// What has spoilt a sandbox.
@@ -124,44 +138,47 @@ struct Before {
 impl Bound {
     /// Hands the sandbox over, and says what it is bound to. The order: identity, policy and secrets are looked up · the fence
     /// is put up for the new agent and policy · key, token and secrets are replaced · the statement · the record.
-    pub async fn claim(self: &Arc<Self>, asked: Asked) -> Result<Stand, Failed> {
+    pub async fn claim(self: &Arc<Self>, asked: Asked) -> Result<Claimed, Failed> {
         let _alone = self.changing.lock().await;
         if let Some(answer) = self.answered(&asked.claim)? {
             return Ok(answer);
         }
-        let mut step = "identity";
-        let (heir, pid) = match self.look(&asked, &mut step).await {
+        let mut steps = Steps::begin();
+        let (heir, pid) = match self.look(&asked, &mut steps).await {
             Ok(heir) => heir,
-            Err(error) => return Err(self.refused(&asked, step, error).into()),
+            Err(error) => return Err(self.refused(&asked, steps.now, error).into()),
         };
         let before = self.before();
-        step = "fence"; // the first change
+        steps.enter(Step::Fence); // the first change
         let fence = match self.fence_in(pid, &heir).await {
             Ok(fence) => fence,
-            Err(FenceError::Unsure(why)) => return Err(self.spoil(&asked, step, why, before, pid).await),
-            Err(unchanged) => return Err(self.refused(&asked, step, refusal(unchanged)).into()),
+            Err(FenceError::Unsure(why)) => return Err(self.spoil(&asked, steps.now, why, before, pid).await),
+            Err(unchanged) => return Err(self.refused(&asked, steps.now, refusal(unchanged)).into()),
         };
         let is_first = before.fence.is_none() && fence.is_some();
-        let handed_over = self.hand_over(heir, fence, &mut step).and_then(|secrets| {
-            step = "attestation";
+        steps.enter(Step::Delivery);
+        let handed_over = self.hand_over(heir, fence).and_then(|secrets| {
+            steps.enter(Step::Attestation);
             Ok((secrets, self.issue()?))
         });
         let (secrets, issued) = match handed_over {
             Ok(done) => done,
-            Err(error) => return Err(self.spoil(&asked, step, error.to_string(), before, pid).await),
+            Err(error) => return Err(self.spoil(&asked, steps.now, error.to_string(), before, pid).await),
         };
         if is_first {
             fence::watch(self, self.place.clone());
         }
-        let answer = self.stand().ok_or_else(|| self.gone())?; // it has ended under our hands
-        self.state().claim = Standing::Taken { claim: asked.claim.clone(), answer: Box::new(answer.clone()) };
+        let stand = self.stand().ok_or_else(|| self.gone())?; // it has ended under our hands
+        steps.enter(Step::Record);
         let claimed = Event::SandboxClaimed {
             pool: text(&asked.pool),
             claim: text(&asked.claim),
-            policy_digest: Some(text(&answer.policy)),
+            policy_digest: Some(text(&stand.policy)),
         };
         let delivered = (!secrets.is_empty()).then_some(Event::SecretsDelivered { names: secrets });
         self.record([claimed].into_iter().chain(delivered).chain([issued]).collect());
+        let answer = Claimed { stand, took: steps.end() };
+        self.state().claim = Standing::Taken { claim: asked.claim, answer: Box::new(answer.clone()) };
         Ok(answer)
     }
 
@@ -171,7 +188,7 @@ impl Bound {
     }
 
     /// The answer, where this claim has had one; an error where it can get none.
-    fn answered(&self, claim: &ClaimId) -> Result<Option<Stand>, TaskError> {
+    fn answered(&self, claim: &ClaimId) -> Result<Option<Claimed>, TaskError> {
         match &self.state().claim {
             Standing::Waits => Ok(None),
             Standing::Taken { claim: taken, answer } if taken == claim => Ok(Some((**answer).clone())),
@@ -188,18 +205,19 @@ impl Bound {
     }
 
     /// All that may be refused, and changes nothing. With it the sandbox's process.
-    async fn look(&self, asked: &Asked, step: &mut &'static str) -> Result<(Heir, i32), TaskError> {
+    async fn look(&self, asked: &Asked, steps: &mut Steps) -> Result<(Heir, i32), TaskError> {
         let word = Word { agent: asked.agent.as_ref(), by_token: asked.by_token, backend: &self.backend };
-        let identity = self.ports.binder.vouched(word).await.map_err(|e| TaskError::Rejected(e.to_string()))?;
-        *step = "policy";
+        let rejected = |e: &dyn fmt::Display| TaskError::Rejected(e.to_string()).because(Cause::IdentityRejected);
+        let identity = self.ports.binder.vouched(word).await.map_err(|e| rejected(&e))?;
+        steps.enter(Step::Policy);
         let policy = asked.policy.clone().unwrap_or_else(|| default_policy(&identity));
         let digest = digest_of(&self.ports.policies, &policy)?;
-        *step = "secrets";
+        steps.enter(Step::Secrets);
         let audience = Audience { identity: &identity, sandbox: &self.sandbox };
         let secrets = Secrets::resolve(&asked.secrets, &self.secrets, audience).await?;
-        *step = "token";
+        steps.enter(Step::Token);
         let credential = credential(&self.ports, &identity, &self.sandbox)?;
-        *step = "network";
+        steps.enter(Step::Network);
         let pid = self.pid().ok_or_else(|| self.gone())?;
         match self.ports.fences.network(pid) {
             Network::Gone => return Err(self.gone()),
@@ -234,8 +252,7 @@ impl Bound {
     }
 
     /// Puts what the claim brings in the place of what was: nothing of that is left. Returns the names of the secrets.
-    fn hand_over(&self, heir: Heir, fence: Option<Fence>, step: &mut &'static str) -> Result<Vec<Text>, TaskError> {
-        *step = "delivery";
+    fn hand_over(&self, heir: Heir, fence: Option<Fence>) -> Result<Vec<Text>, TaskError> {
         let doing = |e: std::io::Error| TaskError::host("replacing what is in /run/creto", e);
         let mut state = self.state();
         if state.ended {
@@ -266,10 +283,10 @@ impl Bound {
     }
 
     /// Nothing was changed: the sandbox waits on, and it is recorded who has asked.
-    fn refused(&self, asked: &Asked, step: &'static str, error: TaskError) -> TaskError {
+    fn refused(&self, asked: &Asked, step: Step, error: TaskError) -> TaskError {
         let why = error.to_string();
         let event = match step {
-            "identity" => Event::IdentityRejected { claimed: asked.agent.as_ref().map(text), reason: text(&why) },
+            Step::Identity => Event::IdentityRejected { claimed: asked.agent.as_ref().map(text), reason: text(&why) },
             _ => failure(asked, step, &why, false),
         };
         self.record(vec![event]);
@@ -277,15 +294,15 @@ impl Bound {
     }
 
     /// Something was changed, and not all: takes everything out of the sandbox, and asks for the fence that it had.
-    async fn spoil(&self, asked: &Asked, step: &'static str, why: String, before: Before, pid: i32) -> Failed {
-        tracing::error!(sandbox = self.place.group, claim = %asked.claim, step, why, "a claim has failed half-way");
+    async fn spoil(&self, asked: &Asked, step: Step, why: String, before: Before, pid: i32) -> Failed {
+        tracing::error!(sandbox = self.place.group, claim = %asked.claim, step = step.name(), why, "a claim has failed half-way");
         let fence = fence::Asked {
             agent: before.bond.identity.agent().cloned(),
             policy: before.policy.clone(),
             attestation: self.current(),
         };
         let had_fence = before.fence.is_some();
-        let spoilt = Spoilt { claim: asked.claim.clone(), step, why };
+        let spoilt = Spoilt { claim: asked.claim.clone(), step: step.name(), why };
         let is_empty = self.empty(before, spoilt.clone());
         let is_fenced = match self.ports.fences.network(pid) {
             Network::Wired if had_fence => match self.ports.fences.rebind(&self.place, fence).await {
@@ -319,9 +336,9 @@ impl Bound {
     }
 }
 
-fn failure(asked: &Asked, step: &'static str, why: &str, spoilt: bool) -> Event {
+fn failure(asked: &Asked, step: Step, why: &str, spoilt: bool) -> Event {
     let (pool, claim) = (text(&asked.pool), text(&asked.claim));
-    Event::SandboxClaimFailed { pool, claim, step: step.into(), error: text(why), spoilt }
+    Event::SandboxClaimFailed { pool, claim, step: step.name().into(), error: text(why), spoilt }
 }
 
 fn text(of: &(impl fmt::Display + ?Sized)) -> Text {

@@ -4,12 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use egress::policy::{DEFAULT_POLICY, Policies};
-use egress::protocol::{Code, Fence, PolicyRef};
+use egress::protocol::{Fence, PolicyRef};
 use serde_json::json;
 use trust::attestation::predicate;
 use trust::audit::Event;
 use trust::digest::Digest;
 use trust::identity::Identity;
+use trust::refusal::Cause;
 
 use super::claim::Standing;
 use super::statement::Stand;
@@ -143,10 +144,16 @@ impl Bound {
 /// Why a fence that stands was not changed, or may not have been.
 pub(super) fn refusal(error: FenceError) -> TaskError {
     match error {
-        FenceError::Refused(refusal) if refusal.code == Code::PolicyInvalid => {
-            TaskError::Invalid(format!("network policy: {refusal}"))
+        FenceError::Refused(ref refusal) => {
+            let cause = fence::cause(refusal.code);
+            let error = match cause {
+                Cause::PolicyInvalid => TaskError::Invalid(format!("network policy: {refusal}")),
+                Cause::FenceLost => TaskError::NotClaimable(error.to_string()), // no other answer comes, however often it is asked
+                _ => TaskError::Unavailable(error.to_string()),
+            };
+            error.because(cause)
         }
-        FenceError::Down(_) | FenceError::Refused(_) => TaskError::Unavailable(error.to_string()),
+        FenceError::Down(_) => TaskError::Unavailable(error.to_string()).because(Cause::EgressUnavailable),
         FenceError::Unsure(why) => TaskError::host("changing the sandbox's fence", why),
     }
 }
@@ -169,5 +176,6 @@ pub(super) fn default_policy(identity: &Identity) -> PolicyRef {
 /// No sandbox is made with a policy that nobody could enforce.
 pub(super) fn digest_of(policies: &Path, policy: &PolicyRef) -> Result<Digest, TaskError> {
     let policy = Policies::new(policies).resolve(policy);
-    policy.map(|policy| policy.digest()).map_err(|e| TaskError::Invalid(format!("network policy: {e}")))
+    let invalid = |e| TaskError::Invalid(format!("network policy: {e}")).because(Cause::PolicyInvalid);
+    policy.map(|policy| policy.digest()).map_err(invalid)
 }

@@ -173,7 +173,8 @@ mod tests {
     #[test]
     fn there_is_an_end_to_mounts_in_gvisor() {
         let many = |count: usize, kind: &str| {
-            let one = |n: usize| json!({"destination": format!("/m/{n}"), "type": kind, "source": "/srv", "options": ["ro"]});
+            let one =
+                |n: usize| json!({"destination": format!("/m/{n}"), "type": kind, "source": "/srv", "options": ["ro"]});
             spec_with("/mounts", (0..count).map(one).collect())
         };
         for (count, kind, why) in

@@ -70,9 +70,8 @@ mod tests {
     #[test]
     fn an_exec_gets_no_more_than_its_container() {
         let asked = json!({"args": ["id"], "capabilities": {"effective": ["CAP_SYS_ADMIN", "CAP_NET_BIND_SERVICE"]}});
-        let harden = |profile| {
-            ForExecs::of(&json!({}), policy(profile, BackendKind::Gvisor)).harden(asked.clone()).unwrap()
-        };
+        let harden =
+            |profile| ForExecs::of(&json!({}), policy(profile, BackendKind::Gvisor)).harden(asked.clone()).unwrap();
         assert_eq!(harden(Profile::Default)["capabilities"], asked["capabilities"]);
         // A limit that strict adds is the container's, which has it too.
         let strict = policy(Profile::Strict, BackendKind::Gvisor);
@@ -92,7 +91,13 @@ mod tests {
             (gvisor, recent, json!({}), json!({"user": {"umask": 18}}), None),
             (runc, recent, json!({}), json!({"user": {"umask": 63}}), None),
             (gvisor, recent, json!({"process": {"rlimits": limit(7)}}), json!({"rlimits": limit(7)}), None),
-            (gvisor, recent, json!({"process": {"rlimits": limit(7)}}), json!({"rlimits": limit(8)}), Some("process.rlimits")),
+            (
+                gvisor,
+                recent,
+                json!({"process": {"rlimits": limit(7)}}),
+                json!({"rlimits": limit(8)}),
+                Some("process.rlimits"),
+            ),
             (runc, recent, json!({"process": {"rlimits": limit(7)}}), json!({"rlimits": limit(8)}), None),
             (gvisor, old, json!({"linux": {"seccomp": {"defaultAction": "x"}}}), json!({}), Some("linux.seccomp")),
             (gvisor, recent, json!({"linux": {"seccomp": {"defaultAction": "x"}}}), json!({}), None),

@@ -201,8 +201,17 @@ fn proc_is_writable(spec: &mut Value) -> Result<bool, TaskError> {
 }
 
 /// Files of gVisor's `/proc`, in all builds, that a mount can hide, and directories (2024-07 and 2026-09).
-const HIDEABLE: [&str; 9] =
-    ["/proc/cmdline", "/proc/cpuinfo", "/proc/filesystems", "/proc/loadavg", "/proc/meminfo", "/proc/stat", "/proc/uptime", "/proc/version", "/proc/sys"];
+const HIDEABLE: [&str; 9] = [
+    "/proc/cmdline",
+    "/proc/cpuinfo",
+    "/proc/filesystems",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/uptime",
+    "/proc/version",
+    "/proc/sys",
+];
 
 /// Whether a clean path of gVisor's `/proc` can be hidden by a mount: `Some(true)` is a directory.
 pub fn hideable(path: &str) -> Option<bool> {

@@ -62,8 +62,12 @@ pub fn user_namespace(spec: &mut Value, policy: Policy) -> Result<(), TaskError>
     for field in ["linux.uidMappings", "linux.gidMappings"] {
         let mapped = !objects(spec, field)?.is_empty();
         match users.as_slice() {
-            [] if mapped => return Err(refuse(field, "without a user namespace; add {\"type\":\"user\"} to linux.namespaces")),
-            [true, ..] if !mapped => return Err(refuse(field, "is missing for the user namespace: give one of an id at least")),
+            [] if mapped => {
+                return Err(refuse(field, "without a user namespace; add {\"type\":\"user\"} to linux.namespaces"));
+            }
+            [true, ..] if !mapped => {
+                return Err(refuse(field, "is missing for the user namespace: give one of an id at least"));
+            }
             _ => {}
         }
     }
@@ -83,8 +87,7 @@ pub fn no_memory_devices(spec: &mut Value, policy: Policy) -> Result<(), TaskErr
     /// null, zero, full, random, urandom; tty, console, ptmx.
     const COMMON: [(i64, i64); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)];
     /// The same and fuse.
-    const GVISORS: [(i64, i64); 9] =
-        [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (10, 229)];
+    const GVISORS: [(i64, i64); 9] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (10, 229)];
     for device in objects(spec, FIELD)? {
         let (path, kind) = (text(device, "path").to_owned(), text(device, "type"));
         let character = matches!(kind, "c" | "u");
@@ -93,7 +96,8 @@ pub fn no_memory_devices(spec: &mut Value, policy: Policy) -> Result<(), TaskErr
             return Err(refuse(FIELD, format!("{path} is the host's memory; omit it")));
         }
         if policy.kind == BackendKind::Gvisor && !policy.build.recent && !(character && GVISORS.contains(&at)) {
-            let why = format!("{path}: this build of runsc has no such device and its sandbox would end of it; omit it");
+            let why =
+                format!("{path}: this build of runsc has no such device and its sandbox would end of it; omit it");
             return Err(refuse(FIELD, why));
         }
         if policy.is_strict() && kind != "p" && !(character && COMMON.contains(&at)) {

@@ -12,7 +12,8 @@ const FIELD: &str = "mounts";
 const PRIVATE: [&str; 6] = ["private", "rprivate", "slave", "rslave", "unbindable", "runbindable"];
 const SHARED: [&str; 2] = ["shared", "rshared"];
 /// Why, for people.
-const NOT_SHARED: &str = "gVisor's mounts are its own and appear nowhere on the host; use private, or slave to see the host's";
+const NOT_SHARED: &str =
+    "gVisor's mounts are its own and appear nowhere on the host; use private, or slave to see the host's";
 
 fn words<'a>(mount: &'a Map<String, Value>, known: &'a [&str]) -> Vec<&'a str> {
     let options = mount.get("options").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
@@ -51,7 +52,10 @@ pub fn kinds(spec: &mut Value, policy: Policy) -> Result<(), TaskError> {
     for mount in objects(spec, FIELD)? {
         let (kind, destination) = (text(mount, "type"), files::clean(text(mount, "destination")));
         if !files::binds(mount) && !KINDS.contains(&kind) && destination != "/dev" {
-            let why = format!("{destination} is of type {kind:?}, which gVisor has not; it mounts bind, {}", KINDS.join(", "));
+            let why = format!(
+                "{destination} is of type {kind:?}, which gVisor has not; it mounts bind, {}",
+                KINDS.join(", ")
+            );
             return Err(refuse(FIELD, why));
         }
     }
@@ -91,7 +95,8 @@ mod tests {
     #[test]
     fn what_gvisor_would_pass_over_is_refused() {
         let ids = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
-        let bind = |options: &[&str]| json!({"destination": "/x", "type": "bind", "source": "/srv", "options": options});
+        let bind =
+            |options: &[&str]| json!({"destination": "/x", "type": "bind", "source": "/srv", "options": options});
         let mut mapped = bind(&["rbind"]);
         mapped["uidMappings"] = ids;
         let old = Build { recent: false, ..Build::default() };

@@ -95,7 +95,9 @@ pub fn umask(spec: &mut Value, policy: Policy) -> Result<(), TaskError> {
 pub fn set_uid(spec: &mut Value, policy: Policy) -> Result<(), TaskError> {
     let allowed = spec.pointer("/process/noNewPrivileges") == Some(&json!(false));
     if allowed && policy.kind == BackendKind::Gvisor && !policy.build.recent {
-        tracing::info!("this build of runsc has no --allow-suid: set-uid bits have no effect, though noNewPrivileges is false");
+        tracing::info!(
+            "this build of runsc has no --allow-suid: set-uid bits have no effect, though noNewPrivileges is false"
+        );
     }
     Ok(())
 }

@@ -21,27 +21,14 @@ const MOST_COMPARISONS: usize = 256;
 /// Of a call's arguments.
 const LAST_ARGUMENT: u64 = 5;
 /// What may happen to a call.
-pub const ACTIONS: [&str; 6] = [
-    "SCMP_ACT_ALLOW",
-    "SCMP_ACT_ERRNO",
-    "SCMP_ACT_KILL",
-    "SCMP_ACT_KILL_THREAD",
-    "SCMP_ACT_TRACE",
-    "SCMP_ACT_TRAP",
-];
+pub const ACTIONS: [&str; 6] =
+    ["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_THREAD", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP"];
 const EPERM: u64 = 1;
 const ENOSYS: u64 = 38;
 
 /// Comparisons of an argument.
-pub const OPERATORS: [&str; 7] = [
-    "SCMP_CMP_EQ",
-    "SCMP_CMP_NE",
-    "SCMP_CMP_GT",
-    "SCMP_CMP_GE",
-    "SCMP_CMP_LT",
-    "SCMP_CMP_LE",
-    "SCMP_CMP_MASKED_EQ",
-];
+pub const OPERATORS: [&str; 7] =
+    ["SCMP_CMP_EQ", "SCMP_CMP_NE", "SCMP_CMP_GT", "SCMP_CMP_GE", "SCMP_CMP_LT", "SCMP_CMP_LE", "SCMP_CMP_MASKED_EQ"];
 /// Those of which gVisor has processes, and their 32-bit kin, of which it has none: a filter for them filters nothing.
 pub const ARCHITECTURES: [&str; 5] =
     ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32", "SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"];
@@ -106,9 +93,7 @@ impl Action {
                 let why = format!("errnoRet {errno} with {name}: gVisor has 1 (EPERM) and, for an error, 38 (ENOSYS)");
                 Err(refuse(field, why))
             }
-            _ => {
-                Err(refuse(field, format!("{name:?}: gVisor's filter has {}; use one of these", ACTIONS.join(", "))))
-            }
+            _ => Err(refuse(field, format!("{name:?}: gVisor's filter has {}; use one of these", ACTIONS.join(", ")))),
         }
     }
 
@@ -160,12 +145,14 @@ pub fn for_runsc(profile: &Value) -> Result<Option<Value>, TaskError> {
         return Err(refuse(FIELD, format!("has {length} bytes of JSON; at most {LONGEST}")));
     }
     let profile = Profile::deserialize(profile).map_err(|e| refuse(FIELD, e))?;
-    let among = |field: &str, names: &Option<Vec<String>>, known: &[&str]| {
-        match names.iter().flatten().find(|name| !known.contains(&name.as_str())) {
-            None => Ok(()),
-            Some(name) => {
-                Err(refuse(&format!("{FIELD}.{field}"), format!("{name:?}: gVisor has {}; omit it", known.join(", "))))
-            }
+    let among = |field: &str, names: &Option<Vec<String>>, known: &[&str]| match names
+        .iter()
+        .flatten()
+        .find(|name| !known.contains(&name.as_str()))
+    {
+        None => Ok(()),
+        Some(name) => {
+            Err(refuse(&format!("{FIELD}.{field}"), format!("{name:?}: gVisor has {}; omit it", known.join(", "))))
         }
     };
     among("architectures", &profile.architectures, &ARCHITECTURES)?;
@@ -284,7 +271,11 @@ mod tests {
         let many: Vec<_> = (0..=MOST_COMPARISONS as u64).map(|n| if_first(rule(&["ioctl"], "ERRNO"), n)).collect();
         for (profile, field, why) in [
             (with("action", json!("SCMP_ACT_LOG")), "linux.seccomp.syscalls[0].action", "SCMP_ACT_LOG"),
-            (with("action", json!("SCMP_ACT_KILL_PROCESS")), "linux.seccomp.syscalls[0].action", "SCMP_ACT_KILL_PROCESS"),
+            (
+                with("action", json!("SCMP_ACT_KILL_PROCESS")),
+                "linux.seccomp.syscalls[0].action",
+                "SCMP_ACT_KILL_PROCESS",
+            ),
             (with("action", json!("SCMP_ACT_NOTIFY")), "linux.seccomp.syscalls[0].action", "SCMP_ACT_NOTIFY"),
             (with("errnoRet", json!(13)), "linux.seccomp.syscalls[0].action", "errnoRet 13"),
             (with("errnoRet", json!(-1)), "linux.seccomp", "-1"),

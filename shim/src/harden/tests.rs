@@ -239,7 +239,9 @@ fn mounts_do_not_come_back_to_the_host_under_strict() {
     let with = |options: &[&str]| bind("/srv", options);
     let given = with(&["bind", "ro", "rshared"]);
     let (kept, strict) = (|| Ok(given.clone()), || Ok(with(&["bind", "ro"])));
-    let root = |kept: Result<Value, &'static str>| [Err("its own"), kept.clone(), kept, Ok(Value::Null), Ok(Value::Null), Ok(Value::Null)];
+    let root = |kept: Result<Value, &'static str>| {
+        [Err("its own"), kept.clone(), kept, Ok(Value::Null), Ok(Value::Null), Ok(Value::Null)]
+    };
     check(&[
         ("/mounts", given.clone(), [Err("its own"), kept(), kept(), strict(), strict(), strict()]),
         ("/linux/rootfsPropagation", json!("shared"), root(Ok(json!("shared")))),

@@ -25,18 +25,25 @@ pub struct Envelope {
 }
 
 /// As it is written.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Wire {
+pub(crate) struct Wire {
+    /// The statement (in-toto), base64.
     payload: String,
+    /// What it is.
     payload_type: String,
+    /// One, by a key of the node.
     signatures: Vec<WireSignature>,
 }
 
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WireSignature {
+pub(crate) struct WireSignature {
+    /// The key's RFC 7638 thumbprint.
     keyid: String,
+    /// The signature over payload and type (DSSE's PAE), base64.
     sig: String,
 }
 

@@ -57,6 +57,7 @@ pub struct Sandbox {
 }
 
 /// For whom it works; `proof` says how that is known.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "AttestedAgent"))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "proof", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Agent {

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 
@@ -53,6 +53,15 @@ pub struct Rejection {
     pub reason: Text,
 }
 
+/// How much waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Records; of a producer whose numbers have a hole, with what is missing there.
+    pub records: u64,
+    /// When the oldest of them was written.
+    pub oldest: Option<SystemTime>,
+}
+
 /// The spool could not be read or emptied.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {source}", path.display())]
@@ -82,6 +91,20 @@ impl Inbox {
             }
         }
         Ok(all)
+    }
+
+    /// How much waits, by the files' names and times: of each producer only the newest is read.
+    pub fn waiting(&self) -> Result<Waiting, InboxError> {
+        let mut waiting = Waiting::default();
+        for (producer, dir) in self.producers()? {
+            let files = files(&producer, &dir)?;
+            let (Some(first), Some(last)) = (files.first(), files.last()) else { continue };
+            let lines = self.read(last).len() as u64;
+            waiting.records += last.first.saturating_sub(first.first) + lines;
+            let written = fs::metadata(&first.path).and_then(|found| found.modified()).ok(); // gone: taken meanwhile
+            waiting.oldest = [waiting.oldest, written].into_iter().flatten().min();
+        }
+        Ok(waiting)
     }
 
     /// What a file holds. Nothing, if it is gone: another drainer has taken it.
@@ -228,6 +251,21 @@ mod tests {
 
     fn line(sequence: u64) -> Vec<u8> {
         [record(sequence, Event::SandboxDeleted {}).to_bytes().unwrap(), b"\n".to_vec()].concat()
+    }
+
+    #[test]
+    fn how_much_waits_is_counted_by_the_numbers() {
+        let root = tempfile::tempdir().unwrap();
+        let inbox = Inbox::at(root.path());
+        assert_eq!(inbox.waiting().unwrap(), Waiting::default());
+        let dir = root.path().join(producer().to_string());
+        fs::create_dir(&dir).unwrap();
+        let write = |first: u64, lines: Vec<u8>| fs::write(dir.join(format!("{first:020}.jsonl")), lines).unwrap();
+        write(3, [line(3), line(4)].concat());
+        let oldest = fs::metadata(dir.join(format!("{:020}.jsonl", 3))).unwrap().modified().unwrap();
+        write(5, line(5));
+        write(6, [line(6), line(7)].concat());
+        assert_eq!(inbox.waiting().unwrap(), Waiting { records: 5, oldest: Some(oldest) });
     }
 
     #[test]

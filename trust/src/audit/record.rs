@@ -14,6 +14,7 @@ pub use super::record_id::{Producer, RecordId};
 pub const MAX_RECORD: usize = 64 * 1024;
 
 /// One thing that happened.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AuditRecord {
@@ -31,6 +32,7 @@ pub struct AuditRecord {
 }
 
 /// Whom an event concerns.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct About {
@@ -49,6 +51,7 @@ pub struct About {
 }
 
 /// What happened. Digests are `sha256:<hex>`.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", deny_unknown_fields)]
 #[expect(missing_docs, reason = "the fields say what they are; a table in docs/audit.md says it at length")]
@@ -113,6 +116,7 @@ pub enum Event {
 }
 
 /// Connections of one sandbox that are alike.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Connection {
@@ -133,6 +137,7 @@ pub struct Connection {
 }
 
 /// The transport of a connection.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "the names say it")]
@@ -312,7 +317,7 @@ impl fmt::Display for Text {
 /// The version of a record's form: 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
-struct Version;
+pub(crate) struct Version;
 
 impl From<Version> for u64 {
     fn from(_: Version) -> Self {

@@ -11,6 +11,7 @@ mod jose;
 pub mod mint;
 pub mod registry;
 pub mod replay;
+pub mod service;
 pub mod source;
 pub mod token;
 pub mod workload;

@@ -110,6 +110,7 @@ fn thumbprint(key: &VerifyingKey) -> KeyId {
 }
 
 /// A JSON Web Key as it is written. Members that we do not know are ignored, as RFC 7517 §4 demands.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Jwk {
     /// Key type; `OKP` is ours.
@@ -200,6 +201,7 @@ impl Jwk {
 }
 
 /// A JWK Set as it is written.
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JwkSet {
     /// In the order in which they are to be tried.

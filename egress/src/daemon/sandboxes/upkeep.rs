@@ -4,7 +4,7 @@ use tokio::sync::watch;
 use trust::audit::Event;
 
 use super::{Code, Sandboxes, Standing, Standings, bind, refused, silent, stands};
-use crate::daemon::fence::Audit;
+use crate::daemon::fence::{Audit, Fences};
 use crate::policy::CompiledPolicy;
 use crate::protocol::{Refusal, SandboxKey};
 
@@ -63,7 +63,7 @@ impl Sandboxes {
             return self.compare(standing, sandbox);
         }
         tracing::info!(%sandbox, "put up anew: the daemon before this one had other settings, or was of another version");
-        match self.enforce(found.kept.clone(), &found.policy) {
+        match self.enforce(found.kept.clone(), &found.policy, Fences::attach) {
             Ok(kept) => {
                 found.changes.send_replace(kept.fence.clone());
                 found.kept = kept;
@@ -83,7 +83,7 @@ impl Sandboxes {
                 Some(Err(_)) | None => None,
             };
         self.metrics.tampered();
-        let mended = self.enforce(found.kept.clone(), &found.policy);
+        let mended = self.enforce(found.kept.clone(), &found.policy, Fences::attach);
         let error = match &mended {
             Ok(_) => None,
             Err(refusal) => Some(refusal.to_string()),

@@ -10,7 +10,6 @@ mod answer;
 mod counters;
 mod names;
 mod question;
-mod rate;
 mod reply;
 mod server;
 mod settings;
@@ -24,6 +23,8 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use trust::rate::{Bucket, Rate};
+
 pub use counters::Counters;
 pub use names::{HeldName, Names};
 pub use server::{Sockets, serve};
@@ -34,7 +35,6 @@ pub use upstream::{BadUpstream, ResolveError, Resolved, Upstream};
 use self::answer::{Answer, Judged, Refusal, judge};
 use self::counters::count;
 use self::question::{Malformed, Question};
-use self::rate::{Bucket, Rate};
 use super::{Attempt, Attempts, Binding, Bindings, Effective, Outcome};
 use crate::policy::Protocol;
 use crate::protocol::SandboxKey;

@@ -5,8 +5,8 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use trust::rate::Rate;
 
-use super::rate::Rate;
 use crate::policy::Fqdn;
 
 /// The table `[dns]`.

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use trust::rate::{Bucket, Rate};
 
-use super::rate::{Bucket, Rate};
 use crate::policy::Fqdn;
 use crate::protocol::SandboxKey;
 

@@ -12,7 +12,7 @@ use trust::id::PoolName;
 
 use super::{BAR, PoolError, all, path};
 use crate::api::types::{Ended, Eviction, PoolRequest, PoolStats, PoolUpdate};
-use crate::cli::agent_api::{Agent, block_on};
+use crate::cli::agent_api::{Agent, block_on, with_query};
 use crate::cli::chain;
 use crate::cli::output;
 use crate::cli::terminal::Progress;
@@ -20,8 +20,9 @@ use crate::cli::workload::Wish;
 use crate::image::ImageRef;
 use crate::pool::file::FilePool;
 use crate::pool::template::{AutoScaling, Mode, Pool, Scaling, Template};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Phase, Sandbox};
 use crate::spec::BadSpec;
+use crate::store::Failure;
 
 /// How often it is looked whether members are ready.
 const LOOK: Duration = Duration::from_millis(200);
@@ -162,7 +163,7 @@ pub(super) fn create(api: &Agent, asked: Create, out: &mut dyn Write) -> Result<
     })
 }
 
-/// Waits until as many are ready as there should be at least, and shows how many there are.
+/// Waits until as many are ready as there should be at least, and shows how many there are, and what goes wrong meanwhile.
 async fn ready(api: &Agent, pool: &PoolName, timeout: Duration) -> Result<(), PoolError> {
     let (begun, progress) = (Instant::now(), Progress::begin());
     loop {
@@ -171,12 +172,23 @@ async fn ready(api: &Agent, pool: &PoolName, timeout: Duration) -> Result<(), Po
         if ready >= wanted {
             return Ok(());
         }
-        if begun.elapsed() >= timeout {
-            return Err(PoolError::NotReady { pool: pool.clone(), ready, wanted, waited: timeout });
+        let late = begun.elapsed() >= timeout;
+        let failure = if late || progress.is_shown() { last_failure(api, pool).await } else { None };
+        if late {
+            let why = failure.map(|failure| failure.message);
+            return Err(PoolError::NotReady { pool: pool.clone(), ready, wanted, waited: timeout, why });
         }
-        progress.say(&format!("{pool} {} {ready}/{wanted} ready", output::bar(ready, wanted, BAR)));
+        let failed = failure.map_or_else(String::new, |failure| format!(", {} at {}", failure.code, failure.at));
+        let (bar, warming) = (output::bar(ready, wanted, BAR), stats.warming);
+        progress.say(&format!("{pool} {bar} {ready}/{wanted} ready, {warming} warming{failed}"));
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// The newest; `None` where there is none, or it cannot be had: that is no reason to fail.
+async fn last_failure(api: &Agent, pool: &PoolName) -> Option<Failure> {
+    let path = with_query(&format!("{}/logs", path(pool)), [("phase", Phase::Warming.name()), ("limit", "1")]);
+    api.ask::<Vec<Failure>>(Method::GET, &path).await.ok()?.pop()
 }
 
 pub(super) fn update(api: &Agent, asked: Update, out: &mut dyn Write) -> Result<(), PoolError> {

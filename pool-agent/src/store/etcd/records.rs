@@ -4,7 +4,7 @@ use etcd_client::{DeleteOptions, GetOptions, KeyValue, SortOrder, SortTarget, Tx
 use trust::clock::Timestamp;
 use trust::id::{NodeId, PoolName, SandboxId};
 
-use super::{ATTEMPTS, Etcd, unchanged};
+use super::{ATTEMPTS, Etcd, Wanted, unchanged};
 use crate::pool::member::{self, Change, Input};
 use crate::pool::target::{self, Minute};
 use crate::pool::template::Pool;
@@ -211,7 +211,7 @@ async fn view(etcd: &Etcd, request: &TakeRequest, repeat: Option<&String>) -> Do
 
 pub async fn take(etcd: &Etcd, request: &TakeRequest) -> Done<Taken> {
     let repeat = rules::repeat_of(request).map(|repeat| repeat_key(&repeat));
-    for attempt in 0..ATTEMPTS {
+    for _ in 0..ATTEMPTS {
         let View { pool, drained, repeat: earlier } = view(etcd, request, repeat.as_ref()).await?;
         if let Some(earlier) = earlier {
             match sandbox(etcd, &id_in(&earlier)?).await? {
@@ -224,9 +224,10 @@ pub async fn take(etcd: &Etcd, request: &TakeRequest) -> Done<Taken> {
         {
             return Ok(Taken::Draining);
         }
-        let (fitting, ready) = waiting(etcd, request, &pool, attempt).await?;
-        let Some(member) = fitting else { return Ok(Taken::Empty { ready }) };
-        let mine = rules::taken(request, &member)?;
+        let (wanted, ready) = waiting(etcd, request, &pool).await?;
+        let Some(wanted) = wanted else { return Ok(Taken::Empty { ready }) };
+        let member = &wanted.member;
+        let mine = rules::taken(request, member)?;
         // Nothing that this was decided by has changed since: not the member, not the pool, not what is drained, not the key.
         let mut compares = vec![
             unchanged(sandbox_key(&member.id), member.revision),
@@ -246,9 +247,8 @@ pub async fn take(etcd: &Etcd, request: &TakeRequest) -> Done<Taken> {
     Err(busy(format!("pool {}", request.pool)))
 }
 
-/// The oldest member that fits, and how many do not (if none does). Who was too late for it looks a little further the next time, so
-/// that many takers do not all want the same one.
-async fn waiting(etcd: &Etcd, request: &TakeRequest, pool: &Pool, attempt: usize) -> Done<(Option<Sandbox>, usize)> {
+/// The oldest member that fits and that nobody else of this process is after, and how many do not fit (if none does).
+async fn waiting(etcd: &Etcd, request: &TakeRequest, pool: &Pool) -> Done<(Option<Wanted>, usize)> {
     let (mut kv, generation) = (etcd.kv.clone(), pool.generation());
     let prefix = format!("/creto/v1/ready/{}/{}/{generation}/", request.pool, request.node);
     let (mut from, end, mut ready) = (prefix.clone().into_bytes(), super::after(&prefix), 0);
@@ -257,10 +257,9 @@ async fn waiting(etcd: &Etcd, request: &TakeRequest, pool: &Pool, attempt: usize
         let page = super::in_time(kv.get(from, Some(options))).await?;
         let members = page.kvs().iter().map(read_sandbox).collect::<Done<Vec<_>>>()?;
         let count = members.len();
-        let mut fitting: Vec<_> = members.into_iter().filter(|member| rules::fits(request, member)).collect();
-        if !fitting.is_empty() {
-            let lot = if attempt == 0 { 0 } else { spread(request, attempt) % fitting.len() };
-            return Ok((Some(fitting.swap_remove(lot)), ready));
+        let fitting = members.into_iter().filter(|member| rules::fits(request, member)).collect();
+        if let Some(wanted) = etcd.want(fitting) {
+            return Ok((Some(wanted), ready));
         }
         ready += count;
         match page.kvs().last() {
@@ -268,12 +267,6 @@ async fn waiting(etcd: &Etcd, request: &TakeRequest, pool: &Pool, attempt: usize
             _ => return Ok((None, ready)),
         }
     }
-}
-
-/// A number that differs from claim to claim and from attempt to attempt.
-fn spread(request: &TakeRequest, attempt: usize) -> usize {
-    let digest = trust::digest::Digest::of(format!("{} {attempt}", request.claim).as_bytes());
-    usize::from(u16::from_be_bytes([digest.as_bytes()[0], digest.as_bytes()[1]]))
 }
 
 pub async fn note_failure(etcd: &Etcd, pool: &PoolName, failure: &Failure) -> Done<()> {

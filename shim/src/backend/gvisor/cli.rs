@@ -184,6 +184,14 @@ impl Runsc {
         }
     }
 
+    /// Kills what is left of a sandbox that nobody else uses any more: one that was killed while it was made has no state that `delete`
+    /// would find it by.
+    pub fn kill_rest(&self) {
+        for pid in processes::told_in_one_word("root", &paths::runsc_root(&self.dir)) {
+            let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL); // it may have ended meanwhile
+        }
+    }
+
     /// Removes the sandbox's directory. runsc keeps an empty network namespace mounted in its root.
     pub fn forget(&self) {
         mounts::unmount_all(&paths::runsc_root(&self.dir).join("null-netns"));
@@ -345,6 +353,8 @@ mod tests {
         // A child has its parent's command line until it is what it will be.
         while commands(root.path()).is_empty() {}
         assert_eq!(commands(root.path()), [command.id() as i32]);
+        while processes::told_in_one_word("root", root.path()).is_empty() {}
+        assert_eq!(processes::told_in_one_word("root", root.path()), [sandbox.id() as i32]);
         for child in [&mut command, &mut sandbox] {
             drop(child.stdin.take());
             child.wait().unwrap();

@@ -32,7 +32,9 @@ pub fn cover(spec: &mut Value, scratch: &Path) -> Result<(), TaskError> {
     let mounts = spec["mounts"].as_array().map(Vec::as_slice).unwrap_or_default();
     let binds = mounts.iter().filter(|mount| harden::is_bind(mount)).count();
     if binds > MOST_BINDS {
-        let why = format!("with linux.maskedPaths and linux.readonlyPaths {binds} bind mounts; there is room for {MOST_BINDS}");
+        let why = format!(
+            "with linux.maskedPaths and linux.readonlyPaths {binds} bind mounts; there is room for {MOST_BINDS}"
+        );
         return Err(TaskError::Invalid(format!("mounts: {why}")));
     }
     Ok(())
@@ -66,9 +68,7 @@ struct Covers {
 
 impl Covers {
     fn of(spec: &Value, root: &Path, masked: &[String], read_only: &[String]) -> Result<Self, TaskError> {
-        let refuse = |field: &str, path: &str, why: &str| {
-            TaskError::Invalid(format!("linux.{field}: {path}: {why}"))
-        };
+        let refuse = |field: &str, path: &str, why: &str| TaskError::Invalid(format!("linux.{field}: {path}: {why}"));
         let view = View::of(spec, root).map_err(|e| TaskError::Invalid(format!("mounts: {e}")))?;
         let mounts = spec["mounts"].as_array().map(Vec::as_slice).unwrap_or_default();
         // At /dev gVisor has devices, whatever the spec says.
@@ -213,7 +213,10 @@ mod tests {
             let (dir, spec) = covered(&[path], &[]).unwrap();
             let [mask] = at(&spec, leads)[..] else { panic!("{path}: {spec}") };
             assert_eq!(mask["type"], kind, "{path}");
-            assert!(!is_writable(mask) && (kind != "bind" || mask["source"] == json!(dir.path().join(EMPTY))), "{mask}");
+            assert!(
+                !is_writable(mask) && (kind != "bind" || mask["source"] == json!(dir.path().join(EMPTY))),
+                "{mask}"
+            );
         }
         let (_dir, spec) = covered(&["/run", "/run/lock"], &[]).unwrap();
         assert!(at(&spec, "/var/run/lock/inner").is_empty() && at(&spec, "/run/lock").is_empty(), "{spec}");

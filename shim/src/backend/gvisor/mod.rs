@@ -329,6 +329,9 @@ pub fn sweep(place: &Place, id: &str) -> io::Result<()> {
     if place.dir.exists() {
         runsc.delete_blocking(&paths::runsc_id(id))?;
     }
+    if id == place.group {
+        runsc.kill_rest();
+    }
     // A runsc that was killed had made it and told nobody.
     if let Some(group) = spec::cgroup(&paths::bundle(&place.dir, id)) {
         let ends = std::time::Instant::now() + LAST_WORDS;

@@ -137,7 +137,9 @@ impl Place {
     /// The host's path of a path in here that has no links.
     pub fn host(&self, path: &Path) -> Option<PathBuf> {
         let inner = path.strip_prefix(&self.at).unwrap_or(path);
-        self.source.as_ref().map(|source| if inner.as_os_str().is_empty() { source.clone() } else { source.join(inner) })
+        self.source
+            .as_ref()
+            .map(|source| if inner.as_os_str().is_empty() { source.clone() } else { source.join(inner) })
     }
 }
 

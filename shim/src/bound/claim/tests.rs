@@ -140,7 +140,7 @@ async fn a_claim_replaces_all_that_the_sandbox_was_and_is_answered_the_same_agai
         assert_eq!(world.names(), [ATTESTATION, TOKEN, KEY]);
         let heard = events(world.dir.path()).len();
 
-        let stand = world.bound.claim(asked("c-1")).await.unwrap();
+        let Claimed { stand, .. } = world.bound.claim(asked("c-1")).await.unwrap();
         assert_eq!(stand.workload.to_string(), format!("{AGENT}/sandbox/c1"));
         assert_ne!((stand.digest, stand.policy), (first.digest, first.policy));
         assert_eq!(stand.fence.is_some(), wired);
@@ -156,7 +156,7 @@ async fn a_claim_replaces_all_that_the_sandbox_was_and_is_answered_the_same_agai
         let journal = world.journal();
         assert_eq!(journal.last().map(String::as_str), wired.then_some(&*format!("rebind {AGENT} web")));
 
-        assert_eq!(world.bound.claim(asked("c-1")).await.unwrap(), stand, "the first answer may be lost");
+        assert_eq!(world.bound.claim(asked("c-1")).await.unwrap().stand, stand, "the first answer may be lost");
         assert_eq!(world.code(asked("c-2")).await, Code::FAILED_PRECONDITION, "once");
         assert_eq!((world.inside(), world.journal()), (inside, journal));
         let heard = events(world.dir.path()).split_off(heard);
@@ -169,7 +169,9 @@ async fn of_claims_that_come_together_one_gets_the_sandbox() {
     let world = World::waiting(true).await;
     let claims = (0..8).map(|n| {
         let bound = world.bound.clone();
-        tokio::spawn(async move { bound.claim(asked(&format!("c-{}", n / 2))).await.map(|stand| stand.digest) })
+        tokio::spawn(
+            async move { bound.claim(asked(&format!("c-{}", n / 2))).await.map(|claimed| claimed.stand.digest) },
+        )
     });
     let mut got = Vec::new();
     for claim in claims.collect::<Vec<_>>() {
@@ -189,15 +191,25 @@ async fn what_is_refused_changes_nothing_and_the_sandbox_waits_on() {
     let policy = |policy| Asked { policy: Some(policy), ..asked("c-1") };
     let secret = |name: &str| Asked { secrets: vec![SecretRef::File(name.into())], ..asked("c-1") };
     let bad = PolicyRef::Inline(json!({"rules": [{"destination": "*", "action": "Allow"}]}));
-    for (what, asked, broken, revoked, code) in [
-        ("a revoked agent", asked("c-1"), None, true, Code::PERMISSION_DENIED),
-        ("a token of nobody's", nobody(true), None, false, Code::PERMISSION_DENIED),
-        ("no such policy", policy(PolicyRef::Named("nowhere".into())), None, false, Code::INVALID_ARGUMENT),
-        ("a bad policy", policy(bad), None, false, Code::INVALID_ARGUMENT),
-        ("no such secret", secret("other"), None, false, Code::INVALID_ARGUMENT),
-        ("no creto-egress", asked("c-1"), Some(Broken::Down), false, Code::UNAVAILABLE),
-        ("a refusal", asked("c-1"), Some(Broken::Refuses(EgressCode::Kernel)), false, Code::UNAVAILABLE),
-        ("its policy", asked("c-1"), Some(Broken::Refuses(EgressCode::PolicyInvalid)), false, Code::INVALID_ARGUMENT),
+    let refuses = |code| Some(Broken::Refuses(code));
+    let (forbidden, invalid, unavailable) = (Code::PERMISSION_DENIED, Code::INVALID_ARGUMENT, Code::UNAVAILABLE);
+    for (what, asked, broken, revoked, code, cause) in [
+        ("a revoked agent", asked("c-1"), None, true, forbidden, Cause::IdentityRejected),
+        ("a token of nobody's", nobody(true), None, false, forbidden, Cause::IdentityRejected),
+        ("no such policy", policy(PolicyRef::Named("nowhere".into())), None, false, invalid, Cause::PolicyInvalid),
+        ("a bad policy", policy(bad), None, false, invalid, Cause::PolicyInvalid),
+        ("no such secret", secret("other"), None, false, invalid, Cause::SecretUnavailable),
+        ("no creto-egress", asked("c-1"), Some(Broken::Down), false, unavailable, Cause::EgressUnavailable),
+        ("a refusal", asked("c-1"), refuses(EgressCode::Kernel), false, unavailable, Cause::EgressUnavailable),
+        ("its policy", asked("c-1"), refuses(EgressCode::PolicyInvalid), false, invalid, Cause::PolicyInvalid),
+        (
+            "its fence is gone",
+            asked("c-1"),
+            refuses(EgressCode::NoSuchSandbox),
+            false,
+            Code::FAILED_PRECONDITION,
+            Cause::FenceLost,
+        ),
     ] {
         world.revoked.store(revoked, Ordering::SeqCst);
         world.fences.next.lock().unwrap().extend([broken]);
@@ -205,6 +217,8 @@ async fn what_is_refused_changes_nothing_and_the_sandbox_waits_on() {
         let failed = world.bound.claim(asked).await.unwrap_err();
         world.fences.next.lock().unwrap().clear();
         assert_eq!((failed.error.code(), failed.loose), (code, false), "{what}: {}", failed.error);
+        let said = Cause::of(&failed.error.to_string()).map(|(cause, _)| cause);
+        assert_eq!(said, Some(cause), "{what}: {}", failed.error);
         assert_eq!((world.inside(), world.bound.stand()), (before.clone(), first.clone()), "{what}");
         let expected = if code == Code::PERMISSION_DENIED { "IdentityRejected" } else { "SandboxClaimFailed" };
         assert_eq!(events(world.dir.path()).split_off(heard), [expected], "{what}");
@@ -298,7 +312,7 @@ async fn renewals_follow_the_claim() {
 async fn old_news_of_the_fence_is_no_news() {
     let world = World::waiting(true).await;
     let old = world.bound.state().fence.clone().unwrap();
-    let stand = world.bound.claim(asked("c-1")).await.unwrap();
+    let Claimed { stand, .. } = world.bound.claim(asked("c-1")).await.unwrap();
     let new = world.bound.state().fence.clone().unwrap();
     for fence in [old, new.clone()] {
         world.bound.heard_of(fence).await.unwrap();
@@ -317,7 +331,7 @@ async fn another_policy_is_attested_or_the_old_one_stays() {
         let waits = world.bound.update_policy(web()).await.unwrap_err();
         assert_eq!(waits.code(), Code::FAILED_PRECONDITION, "its policy comes with the claim");
         let nothing = Asked { policy: Some(PolicyRef::Inline(json!({"rules": []}))), ..asked("c-1") };
-        let first = world.bound.claim(nothing).await.unwrap();
+        let Claimed { stand: first, .. } = world.bound.claim(nothing).await.unwrap();
         let nowhere = world.bound.update_policy(PolicyRef::Named("nowhere".into())).await.unwrap_err();
         assert_eq!(nowhere.code(), Code::INVALID_ARGUMENT);
         if wired {

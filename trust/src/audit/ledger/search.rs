@@ -26,6 +26,8 @@ pub struct Query {
     pub since: Option<u64>,
     /// Before this, in milliseconds since 1970.
     pub until: Option<u64>,
+    /// In front of this position: where an earlier answer to the same question began.
+    pub before: Option<u64>,
     /// No more than so many; the newest are kept.
     pub limit: Option<u64>,
 }
@@ -105,6 +107,9 @@ impl Ledger {
             if let Some(time) = time {
                 and(clause, i64::try_from(time).unwrap_or(i64::MAX).into());
             }
+        }
+        if let Some(before) = query.before {
+            and(" AND position < ?", i64::try_from(before).unwrap_or(i64::MAX).into());
         }
         and(
             " ORDER BY position DESC LIMIT ?",

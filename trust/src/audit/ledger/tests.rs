@@ -202,6 +202,9 @@ fn search_finds_by_all_that_is_given() {
     for (query, expected) in [
         (all.clone(), vec![0, 1, 2, 3, 4]),
         (Query { limit: Some(2), ..all.clone() }, vec![3, 4]),
+        (Query { limit: Some(2), before: Some(3), ..all.clone() }, vec![1, 2]),
+        (Query { before: Some(0), ..all.clone() }, vec![]),
+        (Query { before: Some(u64::MAX), ..all.clone() }, vec![0, 1, 2, 3, 4]),
         (Query { event: some("ExecStarted"), ..all.clone() }, vec![3]),
         (Query { sandbox: some("s2"), ..all.clone() }, vec![1, 4]),
         (Query { agent: some("spiffe://a/x"), sandbox: some("s1"), ..all.clone() }, vec![0, 2, 3]),
@@ -276,6 +279,36 @@ fn only_its_owner_reads_the_ledger() {
     }
     let nowhere = Ledger::open(std::path::Path::new("/nonexistent/audit.db"), "n").unwrap_err().to_string();
     assert!(nowhere.contains("/nonexistent/audit.db"), "{nowhere}");
+}
+
+#[test]
+fn drainers_that_meet_take_each_record_once() {
+    let mut node = Node::new();
+    let (spools, path, root) = ([node.spool(), node.spool()], node.dir.path().join("audit.db"), node.root());
+    let writing = std::sync::atomic::AtomicUsize::new(spools.len());
+    std::thread::scope(|all| {
+        for spool in &spools {
+            all.spawn(|| {
+                (0..200).for_each(|n| spool.record_all(&About::default(), vec![exec(n), exec(n)]));
+                writing.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+            });
+        }
+        for _ in 0..3 {
+            all.spawn(|| {
+                let (schedule, signer) =
+                    (HeadSchedule { records: 100, after: Duration::MAX }, TestSigner::new(NAME, 1));
+                while writing.load(std::sync::atomic::Ordering::SeqCst) > 0 {
+                    let mut ledger = Ledger::open(&path, "node-1").unwrap();
+                    let done = ledger.drain(&Inbox::at(&root), &schedule, &signer, SystemTime::now()).unwrap();
+                    assert_eq!((done.rejected, done.conflicting), (0, 0));
+                }
+            });
+        }
+    });
+    node.drain(1).unwrap();
+    let report = node.verify(&[]);
+    assert_eq!((report.size, report.is_intact(), report.holes), (800, true, vec![]));
+    assert_eq!(Inbox::at(&root).list(1).unwrap(), []);
 }
 
 #[test]

@@ -13,7 +13,7 @@ pub struct Rate {
     slack: Duration,
 }
 
-/// What one sandbox owes of a limit.
+/// What one of those that are limited owes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bucket {
     paid: Option<Instant>,
@@ -36,6 +36,11 @@ impl Bucket {
             self.paid = Some(owed_from + rate.every);
         }
         within
+    }
+
+    /// How long until there is one; nothing is taken.
+    pub fn wait(&self, rate: &Rate, now: Instant) -> Duration {
+        self.paid.map_or(Duration::ZERO, |paid| paid.saturating_duration_since(now).saturating_sub(rate.slack))
     }
 
     /// Whether it is as good as new.
@@ -68,7 +73,9 @@ mod tests {
             (200, true),
             (900, true),
         ] {
-            assert_eq!(bucket.take(&limit, now + Duration::from_millis(millis)), passes, "at {millis} ms");
+            let at = now + Duration::from_millis(millis);
+            assert_eq!(bucket.wait(&limit, at).is_zero(), passes, "at {millis} ms");
+            assert_eq!(bucket.take(&limit, at), passes, "at {millis} ms");
         }
     }
 
