@@ -134,7 +134,7 @@ mod tests {
             ("/process/rlimits", limit("NOFILE", json!(1), json!(1)), "NOFILE"),
             ("/process/rlimits", limit("RLIMIT_NOFILE", json!(2), json!(1)), "soft 2 is more than hard 1"),
             ("/process/rlimits", limit("RLIMIT_NOFILE", json!(-1), json!(1)), "soft -1"),
-            ("/process/rlimits", limit("RLIMIT_NOFILE", json!(1), json!(1e30)), "hard 1e30"),
+            ("/process/rlimits", limit("RLIMIT_NOFILE", json!(1), json!(1e30)), "hard 1e"),
             ("/process/oomScoreAdj", json!(1001), "1001"),
             ("/linux/resources/memory/limit", json!(-2), "-2 is no whole number from -1"),
             ("/linux/resources/memory/limit", json!(u64::MAX), "18446744073709551615"),
