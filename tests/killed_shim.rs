@@ -1,10 +1,13 @@
 //! A shim that is killed loses its tasks and nothing else: containerd reports 137, and the machine is clean.
 
+use std::fs;
+
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::Node;
 use crate::harness::events::Events;
+use crate::harness::{Node, wait_until};
 
 fn kill_the_shim(node: &Node) {
     let shims = node.shims();
@@ -70,5 +73,21 @@ fn sigterm_to_the_shim_ends_its_sandbox_too() {
     kill(Pid::from_raw(node.shims()[0]), Signal::SIGTERM).unwrap();
     assert_ne!(ctr.finish_without_input().status, 0);
     assert_eq!(events.until("c", "delete"), ["create", "start", "exit", "delete"]);
+    node.assert_nothing_left();
+}
+
+#[test]
+fn a_shim_that_containerd_has_forgotten_ends_with_its_sandbox() {
+    let node = Node::start();
+    node.run_detached("c", &[], &["sleep", "1000"]);
+    node.kill_containerd();
+    // As a containerd does that comes back and gets no answer in time.
+    let bundle = node.bundle("c");
+    umount2(&bundle.join("rootfs"), MntFlags::MNT_DETACH).unwrap();
+    fs::remove_dir_all(&bundle).unwrap();
+    wait_until("the shim and the sandbox are gone", || node.shims().is_empty() && node.sandboxes().is_empty());
+    node.start_containerd();
+    assert_eq!(node.task("c"), None);
+    node.ctr(&["container", "rm", "c"]).ok();
     node.assert_nothing_left();
 }

@@ -14,9 +14,11 @@ use creto_runtime::containerd::{
     Usage, quietly,
 };
 use creto_runtime::spawn::{Cause, Node as Parts, SpawnFailed, Step, spawn};
+use nix::sys::signal::Signal;
 
 use crate::harness::agent::Agent;
-use crate::harness::{Node, Setup};
+use crate::harness::process::Running;
+use crate::harness::{Node, Setup, wait_until};
 
 /// Has containerd killed in front of one call, once.
 struct Killer {
@@ -123,8 +125,13 @@ fn killed_between_two_steps_it_is_away_and_nothing_is_half_made() {
 fn killed_at_any_moment_of_a_creation_it_leaves_nothing_that_a_removal_does_not_find() {
     let node = Node::with(Setup::default());
     let agent = Agent::of(&node, "10-creto.conflist");
-    runs_and_goes(&agent, "warm");
     for after in [0, 20, 60, 120, 200, 300, 450] {
+        // One that was killed in its snapshotter cannot make the next snapshot before it has collected its own garbage.
+        wait_until("containerd makes snapshots", || {
+            let spawned = agent.block_on(agent.spawn(agent.wanted("before", &["true"])));
+            agent.block_on(agent.remove("before"));
+            spawned.is_ok()
+        });
         let spawned = thread::scope(|scope| {
             let node = &node;
             scope.spawn(move || {
@@ -145,5 +152,27 @@ fn killed_at_any_moment_of_a_creation_it_leaves_nothing_that_a_removal_does_not_
         }
         agent.block_on(agent.remove("s"));
         agent.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_client_that_is_killed_at_any_moment_of_a_creation_leaves_nothing_that_a_removal_does_not_find() {
+    let node = Node::with(Setup::default());
+    for after in [0, 10, 30, 60, 100, 150, 200, 250, 300, 400] {
+        let args = node.run_args("s", &["--detach"], &["sleep", "1000"]);
+        let client = Running::start(node.ctr_command(&args));
+        wait_until("it has a shim", || !node.shims().is_empty());
+        #[expect(clippy::disallowed_methods, reason = "any moment is as good as any other; this thread is its own")]
+        thread::sleep(Duration::from_millis(after));
+        client.signal(Signal::SIGKILL);
+        client.finish_without_input();
+        if node.task("s").is_some() {
+            node.ctr(&["task", "rm", "--force", "s"]);
+        }
+        wait_until("the container is gone", || {
+            node.ctr(&["container", "rm", "s"]);
+            node.ctr(&["container", "ls", "-q"]).ok().is_empty()
+        });
+        node.assert_nothing_left();
     }
 }

@@ -7,10 +7,18 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::thread;
 
+use creto_runtime::Runtime;
+use creto_runtime::api::types::{ClaimRequest, OnEmpty};
+use creto_runtime::claim::Caller;
+use creto_runtime::node::Root;
+use creto_runtime::spec::NetworkPolicy;
 use egress::client::{Client, DEADLINE};
+use egress::policy::{Protocol, Verdict};
 use egress::protocol::{Ask, SandboxKey};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use trust::attestation::verify::Expectations;
+use trust::sandbox_api::Proven;
 
 use crate::harness::images::BUSYBOX;
 use crate::harness::network::Network;
@@ -130,18 +138,16 @@ fn metrics_are_openmetrics_with_those_of_creto_egress_where_it_answers() {
     let network = Network::with(backend("gvisor"), &[("web", POLICY)], "");
     let agent = PoolAgent::start(&network, "");
     agent.cli(&["pool", "create", "demo", "--image", BUSYBOX, "--min-ready", "1", "--wait"]).ok();
-    let claimed = agent.json(&["claim", "demo", "--policy", "web"]);
-    let id = claimed["sandbox"]["id"].as_str().unwrap();
-    let tried = ["exec", id, "--", "wget", "-q", "-T", "2", "-O", "-", "http://denied.creto.net/"];
-    assert_ne!(agent.cli(&tried).status, 0);
+    agent.json(&["claim", "demo", "--policy", "web"]);
+    spawn(&agent, &[], "sleep 1000");
     let mut text = String::new();
-    wait_until("the attempt is counted", || {
+    wait_until("the pool was looked at after the claim", || {
         text = metrics(&network);
-        text.lines().any(|line| {
-            let denied = line.strip_prefix("creto_runtime_egress_attempts_total{decision=\"Deny\"} ");
-            denied.is_some_and(|count| count != "0")
-        })
+        ["pool_hit_ratio{", "pool_oldest_member_age_seconds{"].iter().all(|name| text.contains(name))
     });
+    for decision in ["Allow", "Deny", "RequireAuthz"] {
+        value(&text, &format!("creto_runtime_egress_attempts_total{{decision=\"{decision}\"}}"));
+    }
     let families = parsed(&text);
     for family in [
         "creto_runtime_spawn_latency_seconds histogram",
@@ -213,5 +219,54 @@ fn what_is_not_there_is_told_apart() {
         assert!(done.status == 1 && done.stderr.contains("EgressUnavailable"), "{words:?}: {}", done.stderr);
     }
     network.start_egress();
+    agent.clear();
+}
+
+/// What an orchestrator does that has the node agent in it.
+async fn embedded(root: Root) {
+    let runtime = Runtime::open(root).await.unwrap();
+    runtime.recover().await;
+    let node = runtime.clone();
+    let work = tokio::spawn(async move { node.run().await });
+    let request =
+        ClaimRequest { network_policy: Some("web".parse().unwrap()), on_empty: OnEmpty::Wait, ..Default::default() };
+    let caller = Caller { agent: None, proven: Proven::Operator };
+    let pool = runtime.pools.get(&"demo".parse().unwrap()).await.unwrap();
+    let claimed = runtime.pools.claim(&pool, &request, &caller).await.unwrap();
+    let id = claimed.sandbox.id;
+    assert!(
+        claimed.warm && runtime.egress.fences().await.unwrap().iter().any(|l| l.fence.sandbox.id == id.to_string())
+    );
+
+    let (attestations, egress) = (&runtime.attestations, &runtime.egress);
+    let before = attestations.verify_history(&id).await.unwrap();
+    let verdict = async || egress.explain(&id, "open.creto.net", 443, Protocol::Tcp).await.unwrap().verdict;
+    assert_eq!(verdict().await, Verdict::Allow);
+    let changed = egress.set_policy(&id, NetworkPolicy::deny_all()).await.unwrap();
+    assert_eq!(verdict().await, Verdict::Deny);
+    let after = attestations.verify_history(&id).await.unwrap();
+    assert_ne!(before.digest, after.digest, "it is attested anew");
+    assert_eq!(
+        (changed.attestation, changed.spec.network_policy),
+        (Some(after.digest), Some(NetworkPolicy::deny_all()))
+    );
+    let current = attestations.current(&id).await.unwrap();
+    assert_eq!(attestations.verify(&current, &Expectations::default()).await.unwrap().digest, after.digest);
+    assert!(attestations.history(&id).await.unwrap().len() >= 3, "of its making, the claim, and the change");
+    work.abort();
+}
+
+#[test]
+fn whoever_embeds_the_node_works_with_the_services_of_the_daemon() {
+    let network = Network::with(backend("gvisor"), &[("web", POLICY)], "");
+    let agent = PoolAgent::start(&network, "");
+    agent.cli(&["pool", "create", "demo", "--image", BUSYBOX, "--min-ready", "1"]).ok();
+    agent.wait_ready("demo", 1);
+    agent.stop(Signal::SIGTERM);
+    network.host.inside(|| {
+        let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        tokio.block_on(embedded(Root::new(Some(&network.node.path("creto")))));
+    });
+    agent.restart();
     agent.clear();
 }

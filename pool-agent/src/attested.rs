@@ -62,6 +62,7 @@ pub fn decoded(bytes: &[u8]) -> Result<Decoded, Unread> {
 /// A sandbox's current statement among others; nothing in it is verified.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "AttestationSummary")]
 pub struct Summary {
     /// containerd's namespace.
     pub namespace: Namespace,

@@ -189,12 +189,14 @@ mod tests {
         assert_eq!(drain.look(), REST);
         let trouble = drain.trouble().unwrap();
         assert!(trouble.starts_with("degraded: 1 records wait") && trouble.contains("the audit ledger"), "{trouble}");
-        assert_eq!((drain.known().counts.waiting, drain.known().counts.failures), (1, 1));
+        let counts = drain.known().counts;
+        assert_eq!((counts.waiting, counts.failures), (1, 1));
 
         fs::remove_dir(root.ledger()).unwrap();
         fs::rename(&kept, root.ledger()).unwrap();
         assert_eq!((drain.look(), drain.trouble()), (LOOK, None));
-        assert_eq!((drain.known().counts.kept, drain.known().counts.waiting), (3, 0));
+        let counts = drain.known().counts;
+        assert_eq!((counts.kept, counts.waiting), (3, 0));
         assert!(drain.known().unsealed.is_some(), "no head is over it yet");
     }
 }

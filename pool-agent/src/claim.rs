@@ -1,6 +1,6 @@
 //! A claim: a member that waits becomes its caller's. Top to bottom: who asks was settled at the edge; the policy is looked at before
 //! anything is taken, so that no member is lost to a typing mistake; one transaction takes; the member's own shim binds it (policy,
-//! identity, secrets, statement, record, in that order, and once); the record follows; the command starts.
+//! identity, secrets, statement, record, in that order, and once); the command starts; the record follows.
 //!
 //! A member that could not be bound is destroyed, never handed out again. Killed at any step: a record that is Claimed is taken up
 //! again by its caller's idempotency key under its own claim id, which the shim answers as it did before, or is taken down.
@@ -116,25 +116,29 @@ async fn all(
         spec: Some(spec.clone()),
         ..Change::default()
     };
-    let input = if warm { Input::Bound } else { Input::Started(fence) };
-    let sandbox = ports.store.advance(&member.id, input, change, ports.now()).await.map_err(ClaimError::Store)?;
-    let kept = began.elapsed();
-    if pool.template.mode == Mode::Hold && !spec.command.is_empty() {
+    // Before the record says that it runs: killed in between, whoever asks again by the same key has the command started, too.
+    let commanded = pool.template.mode == Mode::Hold && !spec.command.is_empty();
+    if commanded {
         let command = Command { args: spec.command, env: spec.env, cwd: spec.cwd, user: request.user.clone() };
-        if let Err(error) = running::start(ports, &shim, &sandbox.id, &command).await {
+        if let Err(error) = running::start(ports, &shim, &member.id, &command).await {
             give_up(ports, &hand, "start-failed", error.to_string()).await;
             return Err(ClaimError::Spawn(SpawnError::StartFailed(error.to_string())));
         }
-        running::watch(ports, Some(shim), &sandbox.id);
     }
     let started = began.elapsed();
+    let input = if warm { Input::Bound } else { Input::Started(fence) };
+    let sandbox = ports.store.advance(&member.id, input, change, ports.now()).await.map_err(ClaimError::Store)?;
+    let kept = began.elapsed();
+    if commanded {
+        running::watch(ports, Some(shim), &sandbox.id);
+    }
     drop(hand);
     pools.look(); // one more is wanted
     let took = Took {
         take: micros(taken),
         bind: micros(bound_at - taken),
-        keep: micros(kept - bound_at),
-        start: micros(started - kept),
+        start: micros(started - bound_at),
+        keep: micros(kept - started),
         total: micros(began.elapsed()),
         steps: bound.took.unwrap_or_default().into(),
     };

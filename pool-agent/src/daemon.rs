@@ -1,5 +1,6 @@
 //! creto-pool-agent from its start to SIGTERM: the API over a [`Runtime`]. Sandboxes outlive it: the next one adopts them.
 
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -45,6 +46,7 @@ async fn serve(root: Root) -> Result<(), DaemonFailed> {
     let mut end = doing("signals", signal(SignalKind::terminate()))?;
     let mut interrupt = doing("signals", signal(SignalKind::interrupt()))?;
     let mut reload = doing("signals", signal(SignalKind::hangup()))?;
+    let _alone = alone(&root)?;
     let runtime = Runtime::open(root).await?;
     let ports = runtime.ports();
     let listeners = api::listen(ports).await?;
@@ -77,6 +79,21 @@ async fn serve(root: Root) -> Result<(), DaemonFailed> {
     tracing::info!("creto-pool-agent ends; its sandboxes go on");
     let _ = std::fs::remove_file(socket);
     Ok(())
+}
+
+/// Two agents of one root would take each other's sandboxes for leftovers. The kernel lets go of the lock when its holder ends, however
+/// that ends.
+fn alone(root: &Root) -> Result<File, DaemonFailed> {
+    let path = root.agent_lock();
+    doing(root.run().display().to_string(), std::fs::create_dir_all(root.run()))?;
+    let lock = File::options().create(true).truncate(false).write(true).open(&path);
+    let lock = doing(path.display().to_string(), lock)?;
+    let locked = lock.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => io::Error::new(io::ErrorKind::AddrInUse, "another creto-pool-agent runs here"),
+        TryLockError::Error(error) => error,
+    });
+    doing(path.display().to_string(), locked)?;
+    Ok(lock)
 }
 
 /// Tells a service manager that waits for it (sd_notify(3)).

@@ -105,11 +105,9 @@ const POLICY_INVALID: Row = Row("policy-invalid", 422, "check the policy: creto-
 const SECRET_UNAVAILABLE: Row =
     Row("secret-unavailable", 422, "check [secrets] in runtime.toml, and that the secret is this agent's");
 const EGRESS_UNAVAILABLE: Row = Row("egress-unavailable", 503, "start it: systemctl start creto-egress");
-const STORE_UNAVAILABLE: Row = Row(
-    "store-unavailable",
-    503,
-    "check the agent's database: creto-runtime-cli health; with etcd: etcdctl endpoint health",
-);
+/// What to do where the agent's records are not to be had.
+pub const STORE_HINT: &str = "check the agent's database: creto-runtime-cli health; with etcd: etcdctl endpoint health";
+const STORE_UNAVAILABLE: Row = Row("store-unavailable", 503, STORE_HINT);
 
 impl SpawnError {
     /// Stable, for programs: the end of the `type` of RFC 9457, and the cause by which a pool's attempts are counted.

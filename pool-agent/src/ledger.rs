@@ -54,6 +54,7 @@ pub fn open(root: &Root, now: SystemTime) -> Result<Opened, OpenError> {
 
 /// A record with its place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "AuditRecord")]
 pub struct Placed {
     /// In the tree, from 0.
     pub position: u64,

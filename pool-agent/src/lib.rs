@@ -24,7 +24,8 @@
 //!
 //! // A member of a pool, warm.
 //! let caller = Caller { agent, proven: Proven::Operator };
-//! let claimed = runtime.pools.claim(&"demo".parse()?, &ClaimRequest::default(), &caller).await?;
+//! let pool = runtime.pools.get(&"demo".parse()?).await?;
+//! let claimed = runtime.pools.claim(&pool, &ClaimRequest::default(), &caller).await?;
 //! println!("{} after {} µs", claimed.sandbox.id, claimed.took.total);
 //!
 //! // What it is, proven; and another policy, with which it is attested anew.
@@ -37,12 +38,11 @@
 //! ```
 //!
 //! Top-down: [`cli`] asks and prints · [`daemon`] is the agent from its start to its end, and [`api`] what it answers over HTTP ·
-//! [`runtime`] opens a node: [`sandboxes`] spawns, lists and ends sandboxes; [`pools`] keeps members warm, and [`claim`] hands one over · [`making`], [`ending`] and
-//! [`running`] are what both do with one sandbox, and [`readiness`] whether it is ready · [`spawn`] makes one out of an image, by [`containerd`] and [`network`] (CNI), and
-//! [`shim`] speaks to it · [`store`] keeps the records, [`pool`] decides what a pool needs, and [`error`] says what went wrong.
+//! [`runtime`] opens a node: [`sandboxes`] spawns, lists and ends sandboxes; [`pools`] keeps members warm, and [`claim`] hands one over ·
+//! [`making`], [`ending`] and [`running`] are what both do with one sandbox, and [`readiness`] whether it is ready · [`spawn`] makes one out
+//! of an image, by [`containerd`] and [`network`] (CNI), and [`shim`] speaks to it · [`store`] keeps the records, [`pool`] decides what a pool needs, and [`error`] says what went wrong.
 //! The rest is what a node has: its name and places ([`node`]), agents, statements ([`attested`]: what they say), keys, policies, the record
-//! ([`ledger`]). What is
-//! proven, kept and signed is the business of `trust`; what may be connected to, that of `egress`.
+//! ([`ledger`]). What is proven, kept and signed is the business of `trust`; what may be connected to, that of `egress`.
 #![forbid(unsafe_code)]
 
 pub mod cli;

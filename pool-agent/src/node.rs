@@ -68,6 +68,11 @@ impl Root {
         self.0.run().join("pool-agent.sock")
     }
 
+    /// Which process is the node's agent: it has locked this.
+    pub fn agent_lock(&self) -> PathBuf {
+        self.0.run().join("pool-agent.lock")
+    }
+
     /// What a reboot empties.
     pub fn run(&self) -> &Path {
         self.0.run()

@@ -17,6 +17,7 @@ const HTTPS: u16 = 443;
 
 /// A policy among others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "PolicySummary")]
 pub struct Listed {
     /// Its name.
     pub name: PolicyName,

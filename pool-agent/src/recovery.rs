@@ -106,7 +106,7 @@ pub async fn listen(pools: WarmPoolManager) {
             TaskEvent::Exited { id, status } => {
                 let Ok(id) = id.parse::<SandboxId>() else { continue };
                 ports.exits.note(&id, status);
-                let message = format!("its first process has ended with {status}");
+                let message = has_ended(status);
                 let member = ports.store.sandbox(&id).await.ok().flatten();
                 let input = match member.map(|sandbox| sandbox.phase) {
                     Some(Phase::Running) => Input::ended("exited", message),
@@ -121,6 +121,11 @@ pub async fn listen(pools: WarmPoolManager) {
             }
         }
     }
+}
+
+/// For people: why a sandbox is over.
+pub fn has_ended(status: u32) -> String {
+    format!("its first process has ended with {status}")
 }
 
 /// Ends what has lived as long as it may; asked now and then.

@@ -47,15 +47,21 @@ pub enum RunError {
     Shim(#[from] ShimError),
 }
 
-/// Starts the sandbox's command, by its shim.
+/// Starts the sandbox's command by its shim, once: an earlier agent may have been killed after it had.
 pub async fn start(ports: &Ports, shim: &Shim, id: &SandboxId, command: &Command) -> Result<(), RunError> {
     let spec = process(&config(ports, id)?, command, false)?;
     let log = format!("file://{}", ports.log(id).display());
     let id = id.to_string();
     let main = Process { id: &id, exec: MAIN };
-    shim.exec(&Exec { process: main, spec: &spec, stdin: "", stdout: &log, stderr: &log, terminal: false }).await?;
-    shim.start(main).await?;
-    Ok(())
+    let exec = Exec { process: main, spec: &spec, stdin: "", stdout: &log, stderr: &log, terminal: false };
+    let there = match shim.exec(&exec).await {
+        Err(ShimError::AlreadyExists(_)) => true,
+        made => made.map(|()| false)?,
+    };
+    match shim.start(main).await {
+        Err(ShimError::Refused(_)) if there => Ok(()), // it runs, or has ended
+        started => Ok(started.map(drop)?),
+    }
 }
 
 /// Ends the sandbox when its command does. Also for one that an earlier agent has started; then nobody has its shim yet.

@@ -16,6 +16,7 @@ use crate::logs::Position;
 use crate::making::{First, fresh_id, make};
 use crate::pool::member::{Change, Input};
 use crate::ports::Ports;
+use crate::recovery::has_ended;
 use crate::sandbox::{Phase, Sandbox};
 use crate::store::{Filter, StoreError};
 
@@ -83,14 +84,12 @@ impl SandboxManager {
                 let change = Change { attestation: made.attestation, expires_at, ..Change::default() };
                 ports.metrics.spawned(backend.name(), began.elapsed());
                 let started = ports.store.advance(&id, Input::Started(made.fence), change, ports.now()).await;
-                let started = started.map_err(SpawnError::Store)?;
+                drop(hand);
+                // Its command may have ended while it was in hand: whoever heard of that could do nothing then.
                 if let Some(status) = ports.exits.of(&id) {
-                    // Whoever heard of it found it in our hand.
-                    drop(hand);
-                    let message = format!("its first process has ended with {status}");
-                    end_soon(ports, &id, Input::ended("exited", message), Manner::Forced);
+                    end_soon(ports, &id, Input::ended("exited", has_ended(status)), Manner::Forced);
                 }
-                Ok(started)
+                started.map_err(SpawnError::Store)
             }
             Err(error) => {
                 give_up(ports, &hand, error.code(), error.to_string()).await;

@@ -9,6 +9,7 @@ use trust::id::PolicyName;
 
 use crate::image::{ImageRef, TAG_BYTES};
 use crate::labels::{self, LabelSelector, Labels};
+use crate::ledger::When;
 use crate::quantity::{self, Cpus, Memory};
 use crate::sandbox::{Generation, IdempotencyKey};
 use crate::span;
@@ -45,6 +46,14 @@ schema! { Span, |_| {
     json_schema!({
         "type": "string", "description": "A span of time, at most 100 years.", "maxLength": span::TEXT_BYTES,
         "pattern": format!("^(0|({part} ?)*{part})$"), "examples": ["90s", "1h 30m"]
+    })
+} }
+schema! { When, |generator| {
+    let span = Span::json_schema(generator);
+    let ago = span.get("pattern").and_then(Value::as_str).unwrap_or_default().replace(")$", ")( ago)?$");
+    json_schema!({
+        "type": "string", "description": "An instant (RFC 3339, UTC), or how long ago.", "examples": ["2026-11-24T21:36:24Z", "1h"],
+        "anyOf": [{ "format": "date-time", "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?Z$" }, { "pattern": ago }]
     })
 } }
 schema! { Generation, |_| json_schema!({

@@ -180,6 +180,23 @@ fn spans_look_as_they_are_read() {
 }
 
 #[test]
+fn times_look_as_they_are_read() {
+    for (text, fits) in [
+        ("2026-11-24T21:36:24Z", true),
+        ("2026-11-24T21:36:24.5Z", true),
+        ("1h", true),
+        ("90m ago", true),
+        ("0", true),
+        ("2026-11-24", false),
+        ("yesterday", false),
+        ("", false),
+    ] {
+        assert_eq!(jsonschema::is_valid(schema_for!(When).as_value(), &json!(text)), fits, "{text}");
+        assert_eq!(text.parse::<When>().is_ok(), fits, "{text}");
+    }
+}
+
+#[test]
 fn bodies_look_as_they_are_read() {
     let many: Vec<String> = vec!["a".into(); MOST_WORDS + 1];
     for claim in [

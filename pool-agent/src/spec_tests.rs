@@ -44,7 +44,7 @@ fn what_cannot_be_is_refused_by_name() {
         ("secrets", json!(["env:x"]), "file:NAME"),
         ("secrets", json!(["file:x", "command:x"]), "named twice"),
         ("labels", json!({ "a b": "c" }), "label"),
-        ("ttl", json!("soon"), "invalid"),
+        ("ttl", json!("soon"), "such as 90s"),
         ("colour", json!("red"), "unknown field"),
     ] {
         let mut asked = json!({ "image": "a" });

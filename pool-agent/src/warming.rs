@@ -12,7 +12,7 @@ use crate::error::SpawnError;
 use crate::making::{First, fresh_id, make};
 use crate::metrics::PoolCounts;
 use crate::pool::member::{Change, Input};
-use crate::pool::reconcile::{Act, Member, Why, plan};
+use crate::pool::reconcile::{Act, CLAIM_GRACE, Member, Why, plan};
 use crate::pool::target;
 use crate::pool::template::Pool;
 use crate::pools::{PoolError, WarmPoolManager};
@@ -90,6 +90,10 @@ impl WarmPoolManager {
                 ),
                 Phase::Warming | Phase::Failed | Phase::Terminating => {
                     let why = if sandbox.phase == Phase::Warming { Why::Interrupted } else { Why::Over };
+                    end_soon(self.ports(), &sandbox.id, Input::swept(why.code(), why.sentence()), Manner::Forced);
+                }
+                Phase::Claimed if self.ports().now().since(sandbox.changed_at) >= CLAIM_GRACE => {
+                    let why = Why::Interrupted;
                     end_soon(self.ports(), &sandbox.id, Input::swept(why.code(), why.sentence()), Manner::Forced);
                 }
                 Phase::Claimed | Phase::Running => {}

@@ -59,6 +59,10 @@ async fn serve(call: &Call, listener: UnixListener, place: Place) -> Result<(), 
     let mut server = server.register_service(v3).register_service(v2).register_service(rebind::service(&pod));
     server.start().await?;
     let mut term = signal(SignalKind::terminate())?;
+    let first = match &call.bundle {
+        Some(bundle) => std::path::absolute(bundle)?,
+        None => std::env::current_dir()?, // where containerd has started us
+    };
     tokio::select! {
         () = pod.over.notified() => {}
         _ = term.recv() => {
@@ -71,7 +75,7 @@ async fn serve(call: &Call, listener: UnixListener, place: Place) -> Result<(), 
             return Ok(());
         }
         () = unused(&pod) => tracing::warn!("no task was created: containerd has given up"),
-        () = forgotten(&pod, call.bundle.as_deref()) => {
+        () = forgotten(&pod, &first) => {
             tracing::warn!("containerd has nothing of this pod any more: ending it");
             pod.end_when_empty(); // what is just being made is undone
             let _nothing_is_made = pod.creating.lock().await;
@@ -96,11 +100,10 @@ async fn unused(pod: &Pod) {
 
 /// Resolves when containerd has removed the bundles of all that is in the pod, and has not told the pod: restarted while a task was
 /// made, or in front of a shim that did not answer in time, it takes that for dead and forgets it.
-async fn forgotten(pod: &Pod, bundle: Option<&Path>) {
-    let Some(first) = bundle.and_then(|bundle| std::path::absolute(bundle).ok()) else { std::future::pending().await };
+async fn forgotten(pod: &Pod, first: &Path) {
     loop {
         tokio::time::sleep(LOOK).await;
-        if !pod.bundles().iter().chain([&first]).any(|bundle| bundle.exists()) {
+        if !first.exists() && !pod.bundles().iter().any(|bundle| bundle.exists()) {
             return;
         }
     }

@@ -85,7 +85,7 @@ struct One {
 fn one(bench: &Bench<'_>, client: &mut crate::node::Client, body: &Value) -> One {
     let answer = client.ask("POST", &format!("/v1/warm-pools/{POOL}/claims"), body);
     let mut first = None;
-    if answer.status == 200 {
+    if answer.status == 200 && !body["command"].is_null() {
         let claimed: Value = serde_json::from_slice(&answer.body).unwrap();
         let log = bench.log(claimed["sandbox"]["id"].as_str().unwrap());
         while answer.at.elapsed() < Duration::from_secs(10) {
@@ -109,12 +109,12 @@ fn serial(bench: &Bench<'_>, claims: usize, on_empty: &str) -> Claims {
 }
 
 /// All at once, each by its own connection. Gives the time until the last answer, too.
-fn at_once(bench: &Bench<'_>, claims: usize, on_empty: &str) -> (Claims, Duration) {
-    let (body, all, start) = (bench.claim(on_empty), Mutex::new(Vec::new()), Arc::new(Barrier::new(claims + 1)));
+fn at_once(bench: &Bench<'_>, claims: usize, body: &Value) -> (Claims, Duration) {
+    let (all, start) = (Mutex::new(Vec::new()), Arc::new(Barrier::new(claims + 1)));
     let whole = std::thread::scope(|scope| {
         let callers: Vec<_> = (0..claims)
             .map(|_| {
-                let (mut client, start, body, all) = (bench.client(), start.clone(), &body, &all);
+                let (mut client, start, body, all) = (bench.client(), start.clone(), body, &all);
                 scope.spawn(move || {
                     start.wait();
                     let done = one(bench, &mut client, body);
@@ -210,20 +210,26 @@ fn measure(bench: &Bench<'_>, store: &str, target: &str, claims: usize) {
         bench.end(&done.ids);
         hits.merge(done);
     }
-    let (mut parallel, mut drained) = (Claims::default(), Vec::new());
+    let (mut parallel, mut bare, mut rates) = (Claims::default(), Claims::default(), [Vec::new(), Vec::new()]);
+    let with_command = bench.claim("fail");
+    let mut without = with_command.clone();
+    without.as_object_mut().unwrap().remove("command");
     for _ in 0..claims.div_ceil(CALLERS) {
-        fill(bench, CALLERS);
-        let (done, whole) = at_once(bench, CALLERS, "fail");
-        bench.end(&done.ids);
-        drained.push(done.whole.len() as f64 / whole.as_secs_f64());
-        parallel.merge(done);
+        let [full, empty] = &mut rates;
+        for (body, all, rate) in [(&with_command, &mut parallel, full), (&without, &mut bare, empty)] {
+            fill(bench, CALLERS);
+            let (done, whole) = at_once(bench, CALLERS, body);
+            bench.end(&done.ids);
+            rate.push(done.whole.len() as f64 / whole.as_secs_f64());
+            all.merge(done);
+        }
     }
     bench.keep(0);
     let misses = serial(bench, FEW, "cold");
     bench.end(&misses.ids);
     fill(bench, CALLERS / 2);
     bench.keep(CALLERS / 2);
-    let (burst, _) = at_once(bench, CALLERS, "wait");
+    let (burst, _) = at_once(bench, CALLERS, &bench.claim("wait"));
     bench.end(&burst.ids);
     bench.fill(KEPT, || false);
     let arrivals = steady(bench);
@@ -236,14 +242,16 @@ fn measure(bench: &Bench<'_>, store: &str, target: &str, claims: usize) {
     rows(&format!("burst: {CALLERS} that wait, of {} ready", CALLERS / 2), "", &burst);
     let ratio = |claims: &Claims| 100.0 * claims.hits as f64 / (claims.whole.len() + claims.failed).max(1) as f64;
     rows(&format!("Poisson, {RATE} a second, {KEPT} kept ready: {:.0} % hits", ratio(&arrivals)), "", &arrivals);
-    drained.sort_by(f64::total_cmp);
-    println!(
-        "| a full pool, drained by {CALLERS}: claims a second, median and slowest | ≥ 200/s | {:.0} | | | {:.0} | {} |",
-        drained[drained.len() / 2],
-        drained[0],
-        drained.len()
-    );
-    let failed: usize = [&hits, &parallel, &misses, &burst, &arrivals].iter().map(|claims| claims.failed).sum();
+    row(&format!("hit, {CALLERS} at once, without a command"), "", &bare.whole);
+    for (what, mut rate) in [("", rates[0].clone()), (", without a command", rates[1].clone())] {
+        rate.sort_by(f64::total_cmp);
+        let (median, slowest) = (rate[rate.len() / 2], rate[0]);
+        println!(
+            "| a full pool, drained by {CALLERS}{what}: claims a second, median and slowest | ≥ 200/s | {median:.0} | | | {slowest:.0} | {} |",
+            rate.len()
+        );
+    }
+    let failed: usize = [&hits, &parallel, &bare, &misses, &burst, &arrivals].iter().map(|claims| claims.failed).sum();
     println!("| claims that failed | 0 | {failed} | | | | |");
     waterfall(&format!("{store}, one after the other"), &hits);
     waterfall(&format!("{store}, {CALLERS} at once"), &parallel);

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use nix::mount::{MntFlags, umount2};
 use serde_json::json;
 
 use crate::figures::Samples;
@@ -64,5 +65,6 @@ pub fn bare(network: &Network, lives: usize) -> Samples {
         done(runsc(&["delete", "--force", &id]), b"");
         plugin(network, "DEL", &id, &netns.path(), conflist.as_bytes());
     }
+    let _ = umount2(&root.join("null-netns"), MntFlags::MNT_DETACH); // runsc makes it, and keeps it
     all
 }

@@ -19,9 +19,9 @@ fn claim(bench: &Bench<'_>, client: &mut Client, claims: &mut Samples) -> String
 }
 
 /// With so many members waiting: claims, and execs in what was claimed.
-fn notice(bench: &Bench<'_>) -> (Samples, Samples) {
+fn notice(bench: &Bench<'_>, ready: usize) -> (Samples, Samples) {
     let (mut client, mut claims, mut execs) = (bench.client(), Samples::default(), Samples::default());
-    let ids: Vec<_> = (0..CLAIMS).map(|_| claim(bench, &mut client, &mut claims)).collect();
+    let ids: Vec<_> = (0..ready.min(CLAIMS)).map(|_| claim(bench, &mut client, &mut claims)).collect();
     for id in &ids {
         let shim = bench.agent.network.node.direct(id);
         let began = Instant::now();
@@ -37,7 +37,7 @@ pub fn run(members: usize, free_mib: usize) {
     let network = network();
     let bench = Bench::start(&network, "sqlite", members + CLAIMS);
     let mut rows = Vec::new();
-    let mut levels: Vec<_> = [CLAIMS, 100].into_iter().filter(|level| *level < members).chain([members]).collect();
+    let mut levels: Vec<_> = [10, 100].into_iter().filter(|level| *level < members).chain([members]).collect();
     levels.dedup();
     let (mut had, mut reached) = (0, 0);
     for level in levels {
@@ -46,15 +46,16 @@ pub fn run(members: usize, free_mib: usize) {
         bench.keep(0); // nothing is made while it is claimed from
         pause(Duration::from_secs(2));
         let rate = (ready - had) as f64 / took.as_secs_f64();
-        let (claims, execs) = notice(&bench);
+        let (claims, execs) = notice(&bench, ready);
         rows.push(format!(
-            "| {ready} | {rate:.1} | {:.1} / {:.1} | {:.1} / {:.1} |",
+            "| {ready} | {rate:.1} | {:.1} / {:.1} | {:.1} / {:.1} | {} |",
             claims.percentile(50),
             claims.percentile(99),
             execs.percentile(50),
-            execs.percentile(99)
+            execs.percentile(99),
+            claims.len()
         ));
-        (had, reached) = (ready.saturating_sub(CLAIMS), ready);
+        (had, reached) = (ready - claims.len(), ready);
         if ready < level {
             break;
         }
@@ -67,7 +68,7 @@ pub fn run(members: usize, free_mib: usize) {
     let (after, seconds) = (usage(&network.node), began.elapsed().as_secs_f64());
 
     println!(
-        "\n| members | made a second | claim, p50 / p99, ms | exec of `true` by the shim, p50 / p99, ms |\n|---|---|---|---|"
+        "\n| members | made a second | claim, p50 / p99, ms | exec of `true` by the shim, p50 / p99, ms | N |\n|---|---|---|---|---|"
     );
     rows.iter().for_each(|row| println!("{row}"));
     println!("\n| {waiting} idle members | processes | PSS a sandbox, MiB | of one core, % |\n|---|---|---|---|");

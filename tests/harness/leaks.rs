@@ -49,17 +49,20 @@ pub fn shim_socket(node: &Node, group: &str) -> PathBuf {
     Path::new("/run/containerd/s").join(digest)
 }
 
-/// Everything a node has left, in words; only containerd itself, its clients and creto-egress are allowed to stay.
+/// Everything a node has left, in words; only containerd itself, its clients, creto-egress and etcd are allowed to stay.
 pub fn of(node: &Node) -> Vec<String> {
     let dir = node.path("");
     let ours = |p: &Process| {
         p.command.contains("containerd-shim")
-            || !["/bin/containerd ", "/bin/ctr ", "/creto-egress "].iter().any(|ours| p.command.contains(ours))
+            || !["/bin/containerd ", "/bin/ctr ", "/creto-egress ", "/bin/etcd "]
+                .iter()
+                .any(|ours| p.command.contains(ours))
     };
+    let small = ["state", "creto/lib"].map(|disk| node.path(disk)); // a test may have put a small disk there
     let mut left: Vec<_> =
         processes_of(&dir).into_iter().filter(ours).map(|p| format!("process {} {}", p.pid, p.command)).collect();
     left.extend(
-        mounts_below(&dir).into_iter().filter(|m| *m != node.path("state")).map(|m| format!("mount {}", m.display())),
+        mounts_below(&dir).into_iter().filter(|m| !small.contains(m)).map(|m| format!("mount {}", m.display())),
     );
     for id in node.ids() {
         let files = [shim_socket(node, &id), node.bundle(&id)];

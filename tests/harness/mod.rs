@@ -2,9 +2,12 @@
 //! Reading order: `containerd` (the node that a test asks for), then what it is made of.
 
 pub mod agent;
+pub mod api;
 pub mod cli;
 pub mod containerd;
+pub mod etcd;
 pub mod events;
+pub mod http;
 pub mod images;
 pub mod internet;
 pub mod kata;

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use super::etcd::Version;
+
 /// A containerd that `scripts/setup` installs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Containerd {
@@ -86,6 +88,18 @@ pub fn python() -> PathBuf {
     part_dir("python").join("python.tar")
 }
 
+/// An etcd: the system's, or one beside it.
+pub fn etcd(version: Version) -> PathBuf {
+    match version {
+        Version::V3_4 => {
+            let found =
+                ["/usr/bin/etcd", "/usr/local/bin/etcd"].map(PathBuf::from).into_iter().find(|path| path.exists());
+            found.expect("etcd is not installed: run scripts/setup system")
+        }
+        Version::V3_7 => part_dir("etcd-3.7").join("bin/etcd"),
+    }
+}
+
 /// The distribution project's registry.
 pub fn registry() -> PathBuf {
     part_dir("registry").join("bin/docker-registry")
@@ -104,6 +118,11 @@ pub fn verifiers() -> PathBuf {
 /// Prometheus' Python library, with its parser of OpenMetrics.
 pub fn openmetrics() -> PathBuf {
     part_dir("openmetrics").join("lib")
+}
+
+/// What asks an API by its description: Python's libraries, schemathesis among them.
+pub fn schemathesis() -> PathBuf {
+    part_dir("schemathesis").join("lib")
 }
 
 fn workspace() -> &'static Path {

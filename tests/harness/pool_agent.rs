@@ -49,16 +49,29 @@ impl<'a> PoolAgent<'a> {
         Self { network, process: Mutex::default() }
     }
 
-    /// Starts it, after it has ended.
+    /// Starts it, after it has ended, and waits until it is healthy.
     pub fn restart(&self) {
+        self.launch();
+        let healthy = poll(|| (self.cli(&["health"]).status == 0).then_some(()));
+        assert!(healthy.is_some(), "creto-pool-agent is not healthy; its log:\n{}", self.log());
+    }
+
+    /// Starts it, and does not wait for it.
+    pub fn launch(&self) {
         let node = &self.network.node;
         let log = fs::File::options().create(true).append(true).open(node.path("agent.log")).unwrap();
         let mut command = self.network.host.command(parts::pool_agent().to_str().unwrap());
         command.arg("--root").arg(node.path("creto")).stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         *self.process.lock().unwrap() = Some(command.spawn().unwrap());
-        let healthy = poll(|| (self.cli(&["health"]).status == 0).then_some(()));
-        assert!(healthy.is_some(), "creto-pool-agent is not healthy; its log:\n{}", self.log());
+    }
+
+    /// Starts it where it has ended by itself, as a service manager does.
+    pub fn revive(&self) {
+        let ended = self.process.lock().unwrap().as_mut().is_some_and(|child| child.try_wait().unwrap().is_some());
+        if ended {
+            self.launch();
+        }
     }
 
     /// Sends it a signal that it outlives.
@@ -77,10 +90,11 @@ impl<'a> PoolAgent<'a> {
     /// How many callers it has at its socket.
     pub fn connections(&self) -> usize {
         let socket = self.network.node.path("creto/run/pool-agent.sock").display().to_string();
-        let of_host = self.network.host.inside(|| fs::read_to_string("/proc/thread-self/net/unix").unwrap());
+        // The kernel makes both ends of a connection in the client's namespace: this one.
+        let all = fs::read_to_string("/proc/thread-self/net/unix").unwrap();
         // Num RefCount Protocol Flags Type St Inode Path: one that listens is of state 01, one that is connected of 03 (unix(7)).
         let is_connected = |line: &&str| line.ends_with(&*socket) && line.split_whitespace().nth(5) == Some("03");
-        of_host.lines().filter(is_connected).count()
+        all.lines().filter(is_connected).count()
     }
 
     /// What it has logged.

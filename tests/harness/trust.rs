@@ -53,7 +53,12 @@ impl Agent {
 
     /// A token for this audience.
     pub fn token(&self, audience: &str, jti: &str) -> String {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        self.token_from(audience, jti, 0)
+    }
+
+    /// One that was made so many seconds ago, for a minute.
+    pub fn token_from(&self, audience: &str, jti: &str, ago: u64) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() - ago;
         let part = |value: Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
         let header = part(json!({"alg": "EdDSA", "kid": "k", "typ": "JWT"}));
         let claims = json!({"sub": self.id, "aud": audience, "iat": now, "exp": now + 60, "jti": jti});

@@ -44,6 +44,7 @@ pub struct Records {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Which {
     /// Events of this name; EgressAttempt: connections, whatever they came to.
+    #[serde(default)]
     #[schemars(schema_with = "event_names")]
     event: Option<String>,
     /// Connections to this address, or to this name and all names below it.
@@ -53,8 +54,10 @@ struct Which {
     /// Events of this agent; over TCP the token's own.
     agent: Option<AgentId>,
     /// Not before this: a time such as 2026-11-24T21:36:24Z, or how long ago, such as 1h.
+    #[schemars(with = "Option<When>")]
     since: Option<String>,
     /// Before this.
+    #[schemars(with = "Option<When>")]
     until: Option<String>,
     /// In front of this position.
     before: Option<u64>,

@@ -143,6 +143,9 @@ fn given(mut schema: Value) -> Value {
             schema["type"] = kind.clone();
         }
     }
+    if let Some(members) = schema.as_object_mut() {
+        members.retain(|name, value| name != "default" || !value.is_null());
+    }
     if let Some(Value::Array(any)) = schema.get_mut("anyOf") {
         any.retain(|one| *one != json!({ "type": "null" }));
         if let [one] = any.as_slice() {
@@ -191,10 +194,17 @@ fn problem(codes: &BTreeSet<&str>, generator: &mut SchemaGenerator) -> Value {
     json!({ "description": what, "content": { "application/problem+json": { "schema": { "allOf": [schema, codes] } } } })
 }
 
-/// An integer's bounds, which its format tells people alone.
+/// With an integer's bounds, which its format tells people alone, and without what docstrings have for rustdoc alone.
 fn bounded(mut schema: Schema) -> Schema {
     RecursiveTransform(bound).transform(&mut schema);
+    RecursiveTransform(plain).transform(&mut schema);
     schema
+}
+
+fn plain(schema: &mut Schema) {
+    if let Some(Value::String(said)) = schema.get_mut("description") {
+        *said = said.replace("[`", "`").replace("`]", "`");
+    }
 }
 
 fn bound(schema: &mut Schema) {

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trust::chain::chain;
 
-use crate::error::{ClaimError, SpawnError};
+use crate::error::{ClaimError, STORE_HINT, SpawnError};
 use crate::pools::PoolError;
 use crate::sandboxes::SandboxError;
 use crate::store::StoreError;
@@ -112,7 +112,8 @@ impl From<SandboxError> for Problem {
             SandboxError::Store(StoreError::WrongPhase(_)) => (StatusCode::CONFLICT, "wrong-phase"),
             SandboxError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store-unavailable"),
         };
-        Self::new(status, code, chain(&error))
+        let problem = Self::new(status, code, chain(&error));
+        if status == StatusCode::SERVICE_UNAVAILABLE { problem.hint(STORE_HINT) } else { problem }
     }
 }
 
@@ -127,7 +128,8 @@ impl From<PoolError> for Problem {
             PoolError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store-unavailable"),
             PoolError::Spawn(error) => return error.into(),
         };
-        Self::new(status, code, chain(&error))
+        let problem = Self::new(status, code, chain(&error));
+        if status == StatusCode::SERVICE_UNAVAILABLE { problem.hint(STORE_HINT) } else { problem }
     }
 }
 

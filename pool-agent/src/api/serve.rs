@@ -58,14 +58,10 @@ impl Listeners {
     }
 }
 
-/// Opens them. A socket that an earlier agent has left is replaced; one that somebody listens on is not.
+/// Opens them. A socket that an earlier agent has left is replaced: no two run at a time ([`crate::daemon`]).
 pub async fn listen(ports: &Ports) -> Result<Listeners, DaemonFailed> {
     let tls = ports.config.api.tls.as_ref().map(Tls::read).transpose()?.map(Arc::new);
     let path = ports.root.agent_socket();
-    if tokio::net::UnixStream::connect(&path).await.is_ok() {
-        let why = io::Error::new(io::ErrorKind::AddrInUse, "another creto-pool-agent serves there");
-        return doing(path.display().to_string(), Err(why));
-    }
     let _ = fs::remove_file(&path);
     let socket = doing(path.display().to_string(), UnixListener::bind(&path))?;
     doing(path.display().to_string(), fs::set_permissions(&path, fs::Permissions::from_mode(0o600)))?;

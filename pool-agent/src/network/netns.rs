@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -27,6 +28,14 @@ pub async fn make(path: &Path) -> io::Result<()> {
         remove(path)?;
     }
     made
+}
+
+/// Whether a namespace is mounted there. An agent that was killed while it made or removed one has left the file alone, which plugins
+/// cannot enter.
+pub fn is_there(path: &Path) -> bool {
+    let device = |path: &Path| fs::symlink_metadata(path).ok().map(|found| found.dev());
+    let Some(own) = device(path) else { return false };
+    path.parent().and_then(device).is_some_and(|around| around != own)
 }
 
 /// Removes it; one that is gone already is no error. A process in it keeps the namespace itself.

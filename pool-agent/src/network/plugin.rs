@@ -12,6 +12,7 @@ use tokio::process::Command;
 use trust::id::SandboxId;
 
 use super::conflist::{Conflist, Verb};
+use super::netns;
 
 /// Where plugins look for iptables and the like, when the agent has no PATH.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -112,7 +113,7 @@ impl Call<'_> {
     }
 
     async fn ask(&self, verb: Verb, program: &Path, config: &Value) -> io::Result<std::process::Output> {
-        let netns = if verb == Verb::Add || self.netns.exists() { self.netns } else { Path::new("") };
+        let netns = if verb == Verb::Add || netns::is_there(self.netns) { self.netns } else { Path::new("") };
         let mut command = Command::new(program);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_else(|| PATH.into()));
         command.env("CNI_COMMAND", verb.name()).env("CNI_CONTAINERID", self.id.to_string()).env("CNI_NETNS", netns);
@@ -193,6 +194,8 @@ mod tests {
         let plugins = Plugins::new(&[("a", TELLS), ("b", TELLS)]);
         let result = plugins.call(Verb::Add, &["a", "b"], None).await.unwrap();
         assert_eq!(result, Some(json!({"from": "b"})));
+        // Of a namespace that was just being removed when its agent was killed the file is left.
+        fs::write(plugins.0.path().join("netns"), "").unwrap();
         plugins.call(Verb::Del, &["a", "b"], result.as_ref()).await.unwrap();
         let lines = [
             r#"a ADD c1 eth0 netns {"cniVersion":"1.0.0","name":"n","type":"a"}"#,

@@ -16,7 +16,7 @@ use super::template::Pool;
 use crate::sandbox::{Generation, Phase, Sandbox};
 
 /// A claim whose caller is gone may be taken up by the same caller again; after so long its member is taken down.
-const CLAIM_GRACE: Duration = Duration::from_secs(30);
+pub const CLAIM_GRACE: Duration = Duration::from_secs(30);
 /// More members than the target wants are evicted only after they have waited so long: the next claims may want them.
 const EXCESS_GRACE: Duration = Duration::from_secs(60);
 /// Of more members than are wanted one in so many goes at once.

@@ -73,9 +73,12 @@ pub struct Template {
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct WrittenTemplate {
+    /// A member, before a claim says what it asks for. Its policy is not in force until then: members wait with deny-all.
     spec: SandboxSpec,
+    /// What runs before the claim.
     #[serde(default)]
     mode: Mode,
+    /// When a member in which something runs is ready; without, as soon as it runs.
     readiness: Option<Readiness>,
 }
 
@@ -219,15 +222,20 @@ pub struct Scaling {
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct WrittenScaling {
+    /// So many wait at least.
     #[schemars(range(max = MOST_READY))]
     min_ready: u32,
+    /// So many wait at most, and no fewer than at least.
     #[schemars(range(max = MOST_READY))]
     max_ready: u32,
+    /// None waits longer, where another can be made; 10s or more.
     #[serde(default, with = "crate::span::option")]
     #[schemars(with = "Option<Span>")]
     max_age: Option<Duration>,
+    /// Between the two by demand.
     #[serde(default)]
     auto_scaling: AutoScaling,
+    /// So many are made at once at most.
     #[serde(default = "Scaling::max_warming")]
     #[schemars(range(min = 1))]
     max_warming: u32,

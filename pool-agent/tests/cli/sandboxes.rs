@@ -203,7 +203,7 @@ fn sandboxes_are_ended_each_by_itself() {
     assert_eq!(agent.asked(), ["DELETE /v1/sandboxes/box-1"]);
     let ran = node.run(&["terminate", "box-1", "box-2", "box-3", "--force"]);
     assert_eq!(ran.out, "box-1\nbox-3\n");
-    assert_eq!(ran.bad(1), "Error: box-2: there is no sandbox box-2\n");
+    assert_eq!(ran.bad(1), "Error: box-2: there is no sandbox box-2\nsee what there is: creto-runtime-cli list\n");
     let mut asked = agent.asked();
     asked.sort();
     assert_eq!(asked, ["box-1", "box-2", "box-3"].map(|id| format!("DELETE /v1/sandboxes/{id}?force=true")));

@@ -1,13 +1,24 @@
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use super::*;
 use crate::store::contract::PROMISES;
 
+/// The system's, and the newest.
+fn programs() -> [PathBuf; 2] {
+    let setup = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/setup");
+    let asked = Command::new(setup).args(["--path", "etcd-3.7"]).output().unwrap();
+    let newest = Path::new(String::from_utf8_lossy(&asked.stdout).trim()).join("bin/etcd");
+    assert!(newest.exists(), "this test needs etcd 3.7: run scripts/setup etcd-3.7");
+    ["etcd".into(), newest]
+}
+
 /// A real etcd on loopback, whose data goes with it.
 struct Server {
     process: Child,
+    program: PathBuf,
     data: tempfile::TempDir,
     client: String,
     peer: String,
@@ -20,14 +31,15 @@ impl Drop for Server {
 }
 
 impl Server {
-    async fn start() -> (Self, Etcd) {
+    async fn start(program: &Path) -> (Self, Etcd) {
         // Somebody may take the ports before etcd does: then it ends, and others are tried.
         for _ in 0..10 {
             let ports: Vec<_> = (0..2).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
             let [client, peer] = [&ports[0], &ports[1]].map(|port| format!("http://{}", port.local_addr().unwrap()));
             drop(ports);
             let data = tempfile::tempdir().unwrap();
-            let mut server = Self { process: begin(&data, &client, &peer), data, client, peer };
+            let (process, program) = (begin(program, &data, &client, &peer), program.to_owned());
+            let mut server = Self { process, program, data, client, peer };
             if let Some(etcd) = server.answers().await {
                 return (server, etcd);
             }
@@ -54,12 +66,12 @@ impl Server {
 
     /// With its data, at the same place.
     fn start_again(&mut self) {
-        self.process = begin(&self.data, &self.client, &self.peer);
+        self.process = begin(&self.program, &self.data, &self.client, &self.peer);
     }
 }
 
-fn begin(data: &tempfile::TempDir, client: &str, peer: &str) -> Child {
-    let started = Command::new("etcd")
+fn begin(program: &Path, data: &tempfile::TempDir, client: &str, peer: &str) -> Child {
+    let started = Command::new(program)
         .args(["--name", "test", "--logger", "zap", "--log-level", "error", "--unsafe-no-fsync"])
         .arg("--data-dir")
         .arg(data.path())
@@ -79,17 +91,25 @@ async fn empty(etcd: &Etcd) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_keeps_every_promise_of_a_store() {
-    let (_server, etcd) = Server::start().await;
-    for (name, promise) in PROMISES {
-        empty(&etcd).await;
-        let kept = tokio::spawn(promise(Arc::new(etcd.clone()))).await;
-        assert!(kept.is_ok(), "{name}");
+    for program in programs() {
+        let (_server, etcd) = Server::start(&program).await;
+        for (name, promise) in PROMISES {
+            empty(&etcd).await;
+            let kept = tokio::spawn(promise(Arc::new(etcd.clone()))).await;
+            assert!(kept.is_ok(), "{name} on {}", program.display());
+        }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_is_down_is_an_error_and_one_that_is_back_has_all_that_was_kept() {
-    let (mut server, etcd) = Server::start().await;
+    for program in programs() {
+        is_back_with_all_that_was_kept(&program).await;
+    }
+}
+
+async fn is_back_with_all_that_was_kept(program: &Path) {
+    let (mut server, etcd) = Server::start(program).await;
     let drain = Drain { node: "node-1".parse().unwrap(), backend: None };
     etcd.set_drained(&drain, true).await.unwrap();
     server.kill();
@@ -108,7 +128,7 @@ async fn one_that_is_down_is_an_error_and_one_that_is_back_has_all_that_was_kept
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_longer_than_a_page_is_read_whole_and_nothing_of_a_neighbour() {
-    let (_server, etcd) = Server::start().await;
+    let (_server, etcd) = Server::start("etcd".as_ref()).await;
     let count = PAGE as usize * 2 + 1;
     for n in 0..count {
         etcd.txn(Vec::new(), vec![TxnOp::put(format!("/creto/v1/a/{n:04}"), "", None)]).await.unwrap();

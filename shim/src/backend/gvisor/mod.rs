@@ -16,9 +16,9 @@ mod view;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -49,6 +49,8 @@ pub struct Gvisor {
     /// The sandbox's process on the host.
     pid: OnceLock<i32>,
     host_network: OnceLock<bool>,
+    /// The control group that it was to be in.
+    asked_cgroup: OnceLock<Option<PathBuf>>,
     measured: OnceLock<Measured>,
     members: Members,
     execs: Mutex<HashMap<Key, Running>>,
@@ -76,8 +78,8 @@ impl Gvisor {
         of_the_pod.choose(runsc).map_err(doing)?;
         let root_id = paths::runsc_id(&place.group);
         let calls = Arc::new(Calls::new(of_the_pod.clone(), &root_id, control));
-        let (pid, host_network, measured, members, execs) = Default::default();
-        Ok(Self { place, root_id, runsc: of_the_pod, calls, pid, host_network, measured, members, execs })
+        let (pid, host_network, asked_cgroup, measured, members, execs) = Default::default();
+        Ok(Self { place, root_id, runsc: of_the_pod, calls, pid, host_network, asked_cgroup, measured, members, execs })
     }
 
     /// Whether the sandbox lives and dies with this container.
@@ -166,7 +168,9 @@ impl Backend for Gvisor {
             spec::restore_args(&mut new.spec, checkpoint)?;
         }
         bundle::write(&new.spec, new.bundle)?;
-        self.host_network.get_or_init(|| harden::has_host_network(&new.spec)); // the sandbox's, by its first container
+        // The sandbox's, by its first container.
+        self.host_network.get_or_init(|| harden::has_host_network(&new.spec));
+        self.asked_cgroup.get_or_init(|| spec::cgroup(&new.spec));
         if !self.is_root(new.id) {
             self.members.add(new.id);
         }
@@ -302,6 +306,17 @@ impl Backend for Gvisor {
         if let Err(error) = self.runsc.delete(&paths::runsc_id(id)).await {
             tracing::warn!(sandbox = id, %error, "runsc left something");
         }
+        if self.is_root(id)
+            && let Some(Some(group)) = self.asked_cgroup.get()
+            && !cgroup::remove(group).unwrap_or(true)
+        {
+            // runsc knew nothing of it: it had failed half-way, or its state was gone.
+            self.runsc.kill_rest();
+            let ends = tokio::time::Instant::now() + LAST_WORDS;
+            while !cgroup::remove(group).unwrap_or(true) && tokio::time::Instant::now() < ends {
+                tokio::time::sleep(LOOK).await;
+            }
+        }
         self.members.remove(id);
         self.execs().retain(|exec, _| exec.id != id);
     }
@@ -314,7 +329,9 @@ impl Backend for Gvisor {
 }
 
 /// What is killed takes so long to go, at most.
-const LAST_WORDS: std::time::Duration = std::time::Duration::from_millis(500);
+const LAST_WORDS: Duration = Duration::from_millis(500);
+/// Between two looks whether it has.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// What a killed shim has left of one container.
 pub fn sweep(place: &Place, id: &str) -> io::Result<()> {
@@ -333,11 +350,11 @@ pub fn sweep(place: &Place, id: &str) -> io::Result<()> {
         runsc.kill_rest();
     }
     // A runsc that was killed had made it and told nobody.
-    if let Some(group) = spec::cgroup(&paths::bundle(&place.dir, id)) {
+    if let Some(group) = spec::cgroup_of(&paths::bundle(&place.dir, id)) {
         let ends = std::time::Instant::now() + LAST_WORDS;
         while !cgroup::remove(&group)? && std::time::Instant::now() < ends {
             #[expect(clippy::disallowed_methods, reason = "the `delete` action has no other tasks")]
-            std::thread::sleep(std::time::Duration::from_millis(10)); // what was killed is not reaped yet
+            std::thread::sleep(LOOK); // what was killed is not reaped yet
         }
     }
     Ok(())

@@ -90,9 +90,13 @@ fn set(spec: &mut Value, path: &[&str], value: Value) {
     *at = value;
 }
 
-/// The control group that this bundle's container was to be in, where it is a path and not systemd's name for one.
-pub fn cgroup(bundle: &Path) -> Option<PathBuf> {
-    let spec: Value = serde_json::from_slice(&fs::read(bundle.join("config.json")).ok()?).ok()?;
+/// The control group that this bundle's container was to be in.
+pub fn cgroup_of(bundle: &Path) -> Option<PathBuf> {
+    cgroup(&serde_json::from_slice(&fs::read(bundle.join("config.json")).ok()?).ok()?)
+}
+
+/// The same by its spec, where it is a path and not systemd's name for one.
+pub fn cgroup(spec: &Value) -> Option<PathBuf> {
     let path = spec.pointer("/linux/cgroupsPath")?.as_str()?;
     path.starts_with('/').then(|| path.into())
 }
