@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod cli;
 pub mod containerd;
+pub mod cri;
 pub mod events;
 pub mod images;
 pub mod internet;

@@ -5,6 +5,7 @@ pub mod gvisor;
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -103,6 +104,9 @@ pub trait Backend: Send + Sync {
 
     /// New limits: `linux.resources` of the OCI spec as JSON, in containerd's wrapping.
     async fn update(&self, id: &str, resources: &Any) -> Result<(), TaskError>;
+
+    /// Connects a stream with a TCP port of the sandbox's loopback, in the name of a container that runs.
+    async fn connect(&self, id: &str, port: u16, stream: OwnedFd) -> Result<(), TaskError>;
 
     /// A process's terminal has this size now, in characters.
     async fn resized(&self, key: &Key, columns: u32, rows: u32) -> Result<(), TaskError>;

@@ -264,6 +264,10 @@ impl Backend for Gvisor {
         self.cgroup()?.update(&resources).map_err(|e| TaskError::host("updating limits", e))
     }
 
+    async fn connect(&self, id: &str, port: u16, stream: OwnedFd) -> Result<(), TaskError> {
+        self.calls.connect(&paths::runsc_id(id), port, stream).await
+    }
+
     async fn resized(&self, key: &Key, _: u32, _: u32) -> Result<(), TaskError> {
         if let Some(running) = self.exec_of(key) {
             // As with typed keys, the kernel knows nobody to tell. A process without a terminal is not told either.
