@@ -105,10 +105,10 @@ fn a_sidecar_starts_before_the_main_container_and_ends_after_it() {
     const UNTIL_TERM: &str = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.1; done";
     of_all(|cri, handler| {
         let pod = cri.run_pod(handler, "p");
-        let sidecar = cri.run_script(&pod, "sidecar", &UNTIL_TERM.replace("echo up", "nc -lk -p 8088 -e echo side & echo up"));
+        let sidecar = cri.run_script(&pod, "sidecar", &UNTIL_TERM.replace("echo up", "nc -ll -p 8088 -e echo side & echo up"));
         cri.logs(&pod, "sidecar", "up\n");
-        let main = cri.run_script(&pod, "main", &UNTIL_TERM.replace("echo up", "nc 127.0.0.1 8088"));
-        cri.logs(&pod, "main", "side\n"); // they share a network, and the sidecar is reached by its first instruction
+        let main = cri.run_script(&pod, "main", &UNTIL_TERM.replace("echo up", "until nc 127.0.0.1 8088; do sleep 0.1; done"));
+        cri.logs(&pod, "main", "side\n"); // they share a network
         cri.stop(&main, 30);
         assert_eq!(cri.ended(&main).exit_code, 0, "{handler}");
         cri.logs(&pod, "main", "side\nbye\n");
@@ -192,7 +192,7 @@ fn a_missing_command_is_named() {
 fn a_loopback_is_there_and_connects_a_pod_with_itself() {
     of_all(|cri, handler| {
         let pod = cri.run_pod(handler, "p");
-        let server = cri.run_script(&pod, "s", "nc -lk -p 7000 -e echo hello");
+        let server = cri.run_script(&pod, "s", "nc -ll -p 7000 -e echo hello");
         let client = cri.run_script(&pod, "c", "until nc 127.0.0.1 7000; do sleep 0.1; done; sleep 1000");
         cri.logs(&pod, "c", "hello\n");
         for id in [server, client] {

@@ -70,7 +70,7 @@ impl Node {
         // Short, for runsc puts sockets into it; 755, for runsc's gofer walks through it as nobody.
         let dir = tempfile::Builder::new().prefix("cr-").tempdir_in("/tmp").unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        for sub in ["bin", "creto/etc", "fifos", "state", "lower", "upper", "work", "merged"] {
+        for sub in ["bin", "cni", "creto/etc", "fifos", "state", "lower", "upper", "work", "merged"] {
             fs::create_dir_all(dir.path().join(sub)).unwrap();
         }
         if let Some(kib) = setup.bundles_kib {

@@ -75,7 +75,6 @@ impl Cri {
         let ipam = json!({"type": "host-local", "ranges": [[{"subnet": subnet}]], "dataDir": node.path("ipam"),
             "routes": [{"dst": "0.0.0.0/0"}]});
         let plugins = json!([{"type": "bridge", "bridge": bridge, "isGateway": true, "ipam": ipam}]);
-        fs::create_dir_all(node.path("cni")).unwrap();
         let conflist = json!({"cniVersion": "1.0.0", "name": node.cgroup(), "plugins": plugins});
         fs::write(node.path("cni/10-test.conflist"), conflist.to_string()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -92,7 +91,8 @@ impl Cri {
             let status = self.ask(self.client().status(StatusRequest::default()));
             let all = |s: &StatusResponse| {
                 let conditions = &s.status.as_ref()?.conditions;
-                (conditions.len() >= 2 && conditions.iter().all(|c| c.status || c.r#type.contains("NRI"))).then_some(())
+                let holds = |name: &str| conditions.iter().any(|c| c.r#type == name && c.status);
+                (holds("RuntimeReady") && holds("NetworkReady")).then_some(())
             };
             let ready = status.as_ref().ok().and_then(all);
             last = Some(status);
