@@ -8,8 +8,8 @@ use std::time::Duration;
 use k8s_cri::v1::PodSandboxStatusRequest;
 
 use crate::harness::cri::stream::{DATA, ERROR};
-use crate::harness::cri::{Cri, HANDLERS, Pod, of_all};
-use crate::harness::{Runsc, Setup, wait_until};
+use crate::harness::cri::{Cri, Pod, of_all};
+use crate::harness::{Setup, wait_until};
 
 /// A server on the loopback alone, and one that sends back what it gets.
 const SERVERS: &str = "echo served > /tmp/f; httpd -p 127.0.0.1:8080 -h /tmp; exec nc -ll -p 9000 -e cat";
@@ -124,14 +124,4 @@ fn who_was_connected_with_which_port_is_on_record() {
         served["about"]["sandbox"] == pod.id.as_str()
     });
     cri.remove_pod(&pod);
-}
-
-#[test]
-fn the_oldest_runsc_forwards_too() {
-    let cri = Cri::with(Setup { runsc: Runsc::Y2024, ..Setup::default() }, &[]);
-    for handler in HANDLERS {
-        let (pod, _) = with_servers(&cri, handler);
-        fetches(&cri, &pod);
-        cri.remove_pod(&pod);
-    }
 }

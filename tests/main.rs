@@ -17,6 +17,7 @@ mod containerd_restart;
 mod containerd_versions;
 mod control_fallback;
 mod cri_annotations;
+mod cri_churn;
 mod cri_forward;
 mod cri_pods;
 mod cri_streams;
