@@ -30,9 +30,9 @@ fn exec_with_a_terminal_is_resized() {
             session.resize(columns, rows);
             let size = format!("size {rows} {columns}");
             // The two go by different ways: the size may arrive after the line.
-            wait_until("the size", || {
+            wait_until(&size, || {
                 session.send(STDIN, b"\n");
-                session.wait_for(STDOUT, "size ");
+                session.listen();
                 session.said(STDOUT).contains(&size)
             });
         }
@@ -72,7 +72,7 @@ fn a_container_s_terminal_is_attached_and_resized() {
         session.resize(77, 22);
         wait_until("the size", || {
             session.send(STDIN, b"\n");
-            session.wait_for(STDOUT, "size ");
+            session.listen();
             session.said(STDOUT).contains("size 22 77")
         });
         cri.remove_pod(&pod);

@@ -49,7 +49,8 @@ impl Stream {
         self.send(RESIZE, format!(r#"{{"Width":{columns},"Height":{rows}}}"#).as_bytes());
     }
 
-    fn read(&mut self) {
+    /// Takes in what comes within a moment.
+    pub fn listen(&mut self) {
         match self.socket.read() {
             Ok(Message::Binary(bytes)) if !bytes.is_empty() => {
                 self.heard[usize::from(bytes[0])].extend(&bytes[1..]);
@@ -69,7 +70,7 @@ impl Stream {
     #[track_caller]
     pub fn wait_for(&mut self, channel: u8, text: &str) {
         let heard = poll(|| {
-            self.read();
+            self.listen();
             self.said(channel).contains(text).then_some(())
         });
         assert!(heard.is_some(), "no {text:?} on {channel}: {:?}", [0, 1, 2, 3].map(|c| self.said(c)));
@@ -79,7 +80,7 @@ impl Stream {
     #[track_caller]
     pub fn finish(mut self) -> (String, String) {
         let over = poll(|| {
-            self.read();
+            self.listen();
             self.over.then_some(())
         });
         assert!(over.is_some(), "the session does not end: {:?}", [0, 1, 2, 3].map(|c| self.said(c)));

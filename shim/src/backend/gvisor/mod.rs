@@ -100,7 +100,8 @@ impl Gvisor {
         };
         if request.terminal {
             let terminal = stdio::open_terminal(request, &self.place.namespace, id).await.map_err(opening)?;
-            let socket = ConsoleSocket::listen(new.bundle).map_err(opening)?;
+            // Not in the bundle: a pod's ids are so long that its path would not fit into a socket's name.
+            let socket = ConsoleSocket::listen(&self.place.dir).map_err(opening)?;
             let pid = create(None, Some(socket.path().to_owned())).await?;
             let primary = socket.receive().map_err(opening)?;
             return Ok(Made { pid, io: terminal.over(primary, request).map_err(opening)? });
