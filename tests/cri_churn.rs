@@ -23,10 +23,11 @@ fn live(cri: &Cri, n: u32, running: &RwLock<()>) {
         let _here = step();
         cri.run_pod("creto", &name)
     };
-    let [stays, ends] = [("stays", "echo up; sleep 1000".to_owned()), ("ends", format!("exit {status}"))].map(|(name, script)| {
-        let _here = step();
-        cri.run_script(&pod, name, &script)
-    });
+    let [stays, ends] =
+        [("stays", "echo up; sleep 1000".to_owned()), ("ends", format!("exit {status}"))].map(|(name, script)| {
+            let _here = step();
+            cri.run_script(&pod, name, &script)
+        });
     for round in 0..3 {
         let _here = step();
         assert_eq!(cri.shell(&stays, &format!("echo {name} {round}")), format!("{name} {round}\n"));

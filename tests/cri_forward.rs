@@ -20,7 +20,9 @@ fn with_servers(cri: &Cri, handler: &str) -> (Pod, String) {
     let pod = cri.run_pod(handler, "p");
     let id = cri.run_script(&pod, "c", SERVERS);
     let both = "wget -qO- http://127.0.0.1:8080/f && echo x | nc -w 1 127.0.0.1 9000";
-    wait_until("the servers", || cri.exec(&id, &["timeout", "2", "sh", "-c", both], 0).unwrap().stdout.contains("served\nx"));
+    wait_until("the servers", || {
+        cri.exec(&id, &["timeout", "2", "sh", "-c", both], 0).unwrap().stdout.contains("served\nx")
+    });
     (pod, id)
 }
 
@@ -99,7 +101,9 @@ fn clients_that_vanish_leave_nothing_and_all_ends_with_the_pod() {
             session.send(DATA, b"here\n");
             session.wait_for(DATA, "here\n");
         }
-        wait_until("the sessions to be forgotten", || descriptors(cri).iter().zip(&before).all(|(now, then)| now <= then));
+        wait_until("the sessions to be forgotten", || {
+            descriptors(cri).iter().zip(&before).all(|(now, then)| now <= then)
+        });
         let mut open = cri.forward(&pod, 9000);
         open.send(DATA, b"here\n");
         open.wait_for(DATA, "here\n");
@@ -117,7 +121,8 @@ fn who_was_connected_with_which_port_is_on_record() {
     cri.forward(&pod, NOBODY).wait_for(ERROR, "error forwarding");
     wait_until("both records", || {
         let records = cri.network.node.records();
-        let of_port = |port: u16| records.iter().find(|r| r["event"]["type"] == "PortForwarded" && r["event"]["port"] == port);
+        let of_port =
+            |port: u16| records.iter().find(|r| r["event"]["type"] == "PortForwarded" && r["event"]["port"] == port);
         let (Some(served), Some(refused)) = (of_port(8080), of_port(NOBODY)) else { return false };
         assert!(served["event"].get("error").is_none_or(|e| e.is_null()), "{served}");
         assert!(refused["event"]["error"].as_str().unwrap().contains("refused"), "{refused}");

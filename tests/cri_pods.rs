@@ -42,7 +42,8 @@ fn exec_sync_answers_with_status_and_both_outputs_and_what_takes_too_long_is_kil
 fn a_log_that_was_moved_away_goes_on_in_a_new_file() {
     of_all(|cri, handler| {
         let pod = cri.run_pod(handler, "p");
-        let id = cri.run_script(&pod, "c", "echo one; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo two; sleep 1000");
+        let id =
+            cri.run_script(&pod, "c", "echo one; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo two; sleep 1000");
         cri.logs(&pod, "c", "one\n");
         let at = |name: &str| format!("{}/{name}.log", pod.config.log_directory);
         std::fs::rename(at("c"), at("old")).unwrap();
@@ -105,9 +106,11 @@ fn a_sidecar_starts_before_the_main_container_and_ends_after_it() {
     const UNTIL_TERM: &str = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.1; done";
     of_all(|cri, handler| {
         let pod = cri.run_pod(handler, "p");
-        let sidecar = cri.run_script(&pod, "sidecar", &UNTIL_TERM.replace("echo up", "nc -ll -p 8088 -e echo side & echo up"));
+        let sidecar =
+            cri.run_script(&pod, "sidecar", &UNTIL_TERM.replace("echo up", "nc -ll -p 8088 -e echo side & echo up"));
         cri.logs(&pod, "sidecar", "up\n");
-        let main = cri.run_script(&pod, "main", &UNTIL_TERM.replace("echo up", "until nc 127.0.0.1 8088; do sleep 0.1; done"));
+        let main =
+            cri.run_script(&pod, "main", &UNTIL_TERM.replace("echo up", "until nc 127.0.0.1 8088; do sleep 0.1; done"));
         cri.logs(&pod, "main", "side\n"); // they share a network
         cri.stop(&main, 30);
         assert_eq!(cri.ended(&main).exit_code, 0, "{handler}");
@@ -160,7 +163,8 @@ fn a_container_s_pids_are_pids_of_the_host_in_the_pod_s_control_group() {
         let id = cri.run_script(&pod, "c", "sleep 1000");
         let parent = &pod.config.linux.as_ref().unwrap().cgroup_parent;
         let table = cri.network.node.ctr(&["task", "ps", &id]).ok();
-        let pids: Vec<i32> = table.lines().skip(1).map(|l| l.split_whitespace().next().unwrap().parse().unwrap()).collect();
+        let pids: Vec<i32> =
+            table.lines().skip(1).map(|l| l.split_whitespace().next().unwrap().parse().unwrap()).collect();
         assert!(!pids.is_empty() && pids.contains(&cri.pid(&id)), "{handler}: {table}");
         for pid in pids {
             let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();

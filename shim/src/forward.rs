@@ -111,7 +111,9 @@ mod tests {
 
     #[test]
     fn only_a_pod_s_sandbox_is_asked() {
-        for (kind, asked) in [(json!("sandbox"), true), (json!("container"), false), (json!(7), false), (json!(null), false)] {
+        for (kind, asked) in
+            [(json!("sandbox"), true), (json!("container"), false), (json!(7), false), (json!(null), false)]
+        {
             let spec = json!({"annotations": {"io.kubernetes.cri.container-type": kind}});
             assert_eq!(is_asked_of(&spec), asked, "{kind}");
         }

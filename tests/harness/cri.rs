@@ -116,7 +116,9 @@ impl Cri {
     /// Waits for an answer.
     pub fn ask<T>(&self, question: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Status> {
         let answer = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, question).await });
-        answer.unwrap_or_else(|_| Err(Status::new(Code::DeadlineExceeded, "the test waited in vain"))).map(Response::into_inner)
+        answer
+            .unwrap_or_else(|_| Err(Status::new(Code::DeadlineExceeded, "the test waited in vain")))
+            .map(Response::into_inner)
     }
 
     /// A pod's description: a network of its own, a control group of its own.
@@ -330,7 +332,8 @@ pub fn hierarchies() -> Vec<PathBuf> {
 #[track_caller]
 fn remove_group(group: &std::path::Path) {
     let gone = poll(|| (fs::remove_dir(group).is_ok() || !group.exists()).then_some(()));
-    let below: Vec<_> = fs::read_dir(group).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
+    let below: Vec<_> =
+        fs::read_dir(group).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
     assert!(gone.is_some(), "the pod's control group {} is not empty: {below:?}", group.display());
 }
 

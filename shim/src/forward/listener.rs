@@ -9,9 +9,7 @@ use std::os::fd::AsRawFd;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::sockopt::{BindToDevice, IpTransparent};
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket,
-};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket};
 use tokio::net::TcpListener;
 
 use super::rules;
@@ -34,7 +32,10 @@ pub fn open(pid: i32) -> io::Result<TcpListener> {
             rules::install(listener.local_addr()?.port())?;
             Ok(listener)
         };
-        std::thread::Builder::new().name("port-forward".into()).spawn_scoped(scope, make)?.join()
+        std::thread::Builder::new()
+            .name("port-forward".into())
+            .spawn_scoped(scope, make)?
+            .join()
             .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
     })?;
     TcpListener::from_std(made)
