@@ -20,6 +20,7 @@ mod cri_annotations;
 mod cri_churn;
 mod cri_forward;
 mod cri_pods;
+mod cri_stats;
 mod cri_streams;
 mod daemon_killed;
 mod delegate;
