@@ -155,7 +155,13 @@ impl Cri {
             self.pods.lock().unwrap().push(group);
         }
         let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
-        let id = self.ask(self.client().run_pod_sandbox(request))?.pod_sandbox_id;
+        let id = match self.ask(self.client().run_pod_sandbox(request)) {
+            Ok(made) => made.pod_sandbox_id,
+            Err(failed) => {
+                remove_groups(&config);
+                return Err(failed);
+            }
+        };
         self.network.node.note(&id);
         Ok(Pod { id, config })
     }
@@ -273,10 +279,7 @@ impl Cri {
     pub fn remove_pod(&self, pod: &Pod) {
         self.stop_pod(&pod.id);
         self.forget(&pod.id);
-        let parent = &pod.config.linux.as_ref().unwrap().cgroup_parent;
-        for top in hierarchies() {
-            remove_group(&top.join(parent.trim_start_matches('/')));
-        }
+        remove_groups(&pod.config);
     }
 
     #[track_caller]
@@ -326,6 +329,15 @@ pub fn hierarchies() -> Vec<PathBuf> {
     }
     let trees = fs::read_dir(&top).unwrap().flatten().filter(|e| e.file_type().unwrap().is_dir());
     trees.map(|e| e.path()).filter(|tree| tree.join("cgroup.procs").exists()).collect()
+}
+
+/// Those of one pod, in all hierarchies.
+#[track_caller]
+fn remove_groups(pod: &PodSandboxConfig) {
+    let parent = &pod.linux.as_ref().unwrap().cgroup_parent;
+    for top in hierarchies() {
+        remove_group(&top.join(parent.trim_start_matches('/')));
+    }
 }
 
 /// As a kubelet does, which does not ask what was in there; whoever still is keeps it, and the test fails.
