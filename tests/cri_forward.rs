@@ -80,10 +80,13 @@ fn the_loopback_of_the_pod_is_the_only_way_in() {
     });
 }
 
-/// How many descriptors the processes of a pod's sandbox have.
-fn descriptors(cri: &Cri) -> Vec<usize> {
-    let pids = cri.network.node.shims().into_iter().chain(cri.network.node.sandboxes());
-    pids.map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()).collect()
+/// How many sockets the pod's shim and its sandbox have: a session is one of each at least.
+fn sockets(cri: &Cri) -> Vec<usize> {
+    let of = |pid: i32| {
+        let all = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        all.filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))).count()
+    };
+    cri.network.node.shims().into_iter().chain(cri.network.node.sandboxes()).map(of).collect()
 }
 
 #[test]
@@ -91,9 +94,9 @@ fn clients_that_vanish_leave_nothing_and_all_ends_with_the_pod() {
     of_all(|cri, handler| {
         let (pod, _) = with_servers(cri, handler);
         fetches(cri, &pod);
-        let mut before = descriptors(cri);
+        let mut before = sockets(cri);
         wait_until("the first session's end", || {
-            let now = descriptors(cri);
+            let now = sockets(cri);
             std::mem::replace(&mut before, now.clone()) == now
         });
         for _ in 0..10 {
@@ -101,9 +104,7 @@ fn clients_that_vanish_leave_nothing_and_all_ends_with_the_pod() {
             session.send(DATA, b"here\n");
             session.wait_for(DATA, "here\n");
         }
-        wait_until("the sessions to be forgotten", || {
-            descriptors(cri).iter().zip(&before).all(|(now, then)| now <= then)
-        });
+        wait_until("the sessions to be forgotten", || sockets(cri).iter().zip(&before).all(|(now, then)| now <= then));
         let mut open = cri.forward(&pod, 9000);
         open.send(DATA, b"here\n");
         open.wait_for(DATA, "here\n");
