@@ -19,6 +19,7 @@ mod error;
 mod events;
 mod exec;
 mod fence;
+mod forward;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod harden;

@@ -6,6 +6,7 @@ pub mod api;
 pub mod cli;
 pub mod containerd;
 pub mod etcd;
+pub mod cri;
 pub mod events;
 pub mod http;
 pub mod images;

@@ -17,7 +17,7 @@ pub struct ConsoleSocket {
 }
 
 impl ConsoleSocket {
-    /// Listens in `dir`.
+    /// Listens in `dir`, where one create at a time has its terminal made.
     pub fn listen(dir: &Path) -> io::Result<Self> {
         let path = dir.join("tty.sock");
         let _ = std::fs::remove_file(&path); // of a create that was killed

@@ -106,7 +106,8 @@ impl Gvisor {
         };
         if request.terminal {
             let terminal = stdio::open_terminal(request, &self.place.namespace, id).await.map_err(opening)?;
-            let socket = ConsoleSocket::listen(new.bundle).map_err(opening)?;
+            // Not in the bundle: a pod's ids are so long that its path would not fit into a socket's name.
+            let socket = ConsoleSocket::listen(&self.place.dir).map_err(opening)?;
             let pid = create(None, Some(socket.path().to_owned())).await?;
             let primary = socket.receive().map_err(opening)?;
             return Ok(Made { pid, io: terminal.over(primary, request).map_err(opening)? });
@@ -277,6 +278,10 @@ impl Backend for Gvisor {
         let resources: Resources = serde_json::from_slice(&resources.value)
             .map_err(|e| TaskError::Invalid(format!("resources: {e}; give linux.resources of the OCI spec")))?;
         self.cgroup()?.update(&resources).map_err(|e| TaskError::host("updating limits", e))
+    }
+
+    async fn connect(&self, id: &str, port: u16, stream: OwnedFd) -> Result<(), TaskError> {
+        self.calls.connect(&paths::runsc_id(id), port, stream).await
     }
 
     async fn resized(&self, key: &Key, _: u32, _: u32) -> Result<(), TaskError> {
