@@ -145,9 +145,9 @@ fn what_is_refused_names_the_field_and_the_fix_and_leaves_nothing() {
         node.assert_nothing_left();
     }
     for (field, path, fix) in [
-        ("maskedPaths", "/etc/passwd", "instead"),
-        ("readonlyPaths", "/proc/../etc", "instead"),
-        ("maskedPaths", "/proc/stat", "omit it"),
+        ("maskedPaths", "/proc/mounts", "omit it"),
+        ("maskedPaths", "/etc/..", "the whole root"),
+        ("readonlyPaths", "etc", "absolute"),
     ] {
         let failed = run_changed(&node, |spec| spec["linux"][field] = json!([path]));
         let error = failed.stderr;

@@ -20,13 +20,13 @@ use crate::backend::{Made, NewContainer};
 use crate::checkpoint::manifest;
 use crate::error::TaskError;
 use crate::events::timestamp;
-use crate::harden::{BackendKind, Policy};
+use crate::harden::{BackendKind, ForExecs, Policy};
 use crate::hooks::{Hooks, Moment};
 use crate::image::Asked;
 use crate::request::SandboxRequest;
 use crate::task::{Exit, Input, Phase};
 use crate::tasks::{Key, Pod, Process};
-use crate::{attest, bundle, cgroup, confine, exec, harden, mounts, options, paths, stdio, sys};
+use crate::{attest, bundle, cgroup, confine, exec, forward, harden, mounts, options, paths, stdio, sys};
 
 /// The status of a process that could not be started.
 const NOT_STARTED: u32 = 255;
@@ -115,11 +115,15 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
 
     *step = "hardening";
     let hooks = Hooks::take(&mut spec, id, &theirs)?;
-    let policy = Policy { profile: asked.profile, kind, host_network: settings.isolation.allow_host_network };
+    let (isolation, sysctls) = (settings.isolation, settings.gvisor.unsupported_sysctls);
+    let policy = Policy { profile: asked.profile, kind, build: backend.build(), isolation, sysctls };
     let mut spec = harden::harden(harden::real_sources(spec), policy)?;
-    if harden::has_host_network(&spec) {
+    let for_execs = Some(Arc::new(ForExecs::of(&spec, policy)));
+    let host_network = harden::has_host_network(&spec);
+    if host_network {
         bound.may_share_network()?;
     }
+    let forwards = kind == BackendKind::Gvisor && !host_network && forward::is_asked_of(&spec);
 
     *step = "rootfs";
     let rootfs = theirs.join("rootfs");
@@ -149,7 +153,7 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
         bound.record(events);
         bound.keep_fresh();
     }
-    Ok(Process { pid, io, hooks: Arc::new(hooks), policy: Some(policy), ..Process::new(stdio, theirs) })
+    Ok(Process { pid, io, hooks: Arc::new(hooks), for_execs, forwards, ..Process::new(stdio, theirs) })
 }
 
 /// Where a checkpoint waits for Start.
@@ -219,12 +223,15 @@ pub async fn start(pod: &Arc<Pod>, key: &Key) -> Result<u32, TaskError> {
 async fn start_init(pod: &Arc<Pod>, key: &Key) -> Result<(), TaskError> {
     let bundle = pod.bundle(&key.id);
     let saved = checkpoint(&bundle);
-    let (hooks, pid) = pod.with(key, |p| (p.hooks.clone(), p.pid))?;
+    let (hooks, pid, forwards) = pod.with(key, |p| (p.hooks.clone(), p.pid, p.forwards))?;
     if let Some(bound) = pod.bound().filter(|_| pod.begins_with(&key.id)) {
         bound.starts(pid).await?; // the first instruction runs behind the fence
     }
     pod.backend()?.start(&key.id, saved.exists().then_some(saved.as_path())).await?;
     let _ = fs::remove_dir_all(&saved); // most have none
+    if forwards {
+        forward::serve(pod, key, pid);
+    }
     tokio::spawn(async {
         tokio::time::sleep(SETTLED).await;
         sys::give_memory_back();

@@ -12,7 +12,7 @@ use trust::audit::Event;
 use crate::backend::gvisor::capabilities::Capabilities;
 use crate::create;
 use crate::error::TaskError;
-use crate::harden::{self, Policy};
+use crate::harden::ForExecs;
 use crate::stdio;
 use crate::task::Phase;
 use crate::tasks::{Key, Pod, Process};
@@ -56,11 +56,11 @@ pub struct User {
 
 impl ExecProcess {
     /// Parses the spec of an Exec request; an error names the field.
-    pub fn parse(spec: &Any, policy: Option<Policy>) -> Result<Self, TaskError> {
+    pub fn parse(spec: &Any, for_execs: Option<&ForExecs>) -> Result<Self, TaskError> {
         let invalid = |e| TaskError::Invalid(format!("the exec's process spec: {e}"));
         let mut asked: Value = serde_json::from_slice(&spec.value).map_err(invalid)?;
-        if let Some(policy) = policy {
-            asked = harden::harden_process(asked, policy)?;
+        if let Some(for_execs) = for_execs {
+            asked = for_execs.harden(asked)?;
         }
         let mut process = Self::deserialize(&asked).map_err(invalid)?;
         if process.args.is_empty() {
@@ -82,7 +82,8 @@ impl ExecProcess {
 /// Exec: nothing runs yet.
 pub fn register(pod: &Pod, req: ExecProcessRequest) -> Result<(), TaskError> {
     let init = Key::init(&req.id);
-    let (phase, bundle, owner, policy) = pod.with(&init, |p| (p.phase, p.bundle.clone(), p.stdio.owner, p.policy))?;
+    let (phase, bundle, owner, for_execs) =
+        pod.with(&init, |p| (p.phase, p.bundle.clone(), p.stdio.owner, p.for_execs.clone()))?;
     if phase != Phase::Running {
         return Err(TaskError::WrongPhase { verb: "exec in", what: init.to_string(), phase });
     }
@@ -91,7 +92,7 @@ pub fn register(pod: &Pod, req: ExecProcessRequest) -> Result<(), TaskError> {
     if pod.has(&key) {
         return Err(TaskError::AlreadyExists(key.to_string()));
     }
-    let spec = ExecProcess::parse(&req.spec, policy)?;
+    let spec = ExecProcess::parse(&req.spec, for_execs.as_deref())?;
     let stdio =
         stdio::Request { stdin: req.stdin, stdout: req.stdout, stderr: req.stderr, terminal: req.terminal, owner };
     let mut process = Process::new(stdio, bundle);

@@ -13,10 +13,10 @@ use crate::args::{Args, is_identifier};
 use crate::backend::gvisor::urpc;
 use crate::bootstrap::{self, Address};
 use crate::bundle;
-use crate::harden::{BackendKind, Policy, Profile, given::given, harden, summary};
+use crate::harden::{BackendKind, Build, Policy, Profile, given::given, harden, summary};
 use crate::rebind;
 use crate::request::{SandboxRequest, Settled};
-use crate::settings::{GVISOR, KATA, Settings};
+use crate::settings::{GVISOR, IsolationSettings, KATA, Settings, UnsupportedSysctls};
 
 /// A command line, its words parted by NUL: a call names no directories but its own.
 pub fn argv(bytes: &[u8]) {
@@ -46,7 +46,13 @@ pub fn config_json(bytes: &[u8]) {
     summary(&spec);
     for profile in [Profile::Default, Profile::Strict] {
         for kind in [BackendKind::Gvisor, BackendKind::Machine, BackendKind::HostKernel] {
-            let policy = Policy { profile, kind, host_network: false };
+            let policy = Policy {
+                profile,
+                kind,
+                build: Build::default(),
+                isolation: IsolationSettings::default(),
+                sysctls: UnsupportedSysctls::Refuse,
+            };
             let Ok(once) = harden(spec.clone(), policy) else { continue };
             assert!(given(&once).is_subset(&given(&spec)), "{profile:?} {kind:?}: {once}");
             let twice = harden(once.clone(), policy);

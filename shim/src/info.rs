@@ -8,13 +8,16 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use serde_json::json;
 
+use crate::harden::seccomp::{ACTIONS, ARCHITECTURES, OPERATORS};
+
 /// The runtime's name, as in `ctr run --runtime`.
 pub const NAME: &str = "io.containerd.creto.v2";
 /// How containerd names the features' type (`typeurl`), whose value is JSON.
 const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
-/// Options of mounts in config.json that runsc honours. A read-only mount by its gofer is recursive, hence `rro`.
-const MOUNT_OPTIONS: [&str; 18] = [
+/// Options of mounts in config.json that gVisor honours. A read-only mount of it is so with all below, hence `rro`, and the same
+/// is true of its other attributes.
+const MOUNT_OPTIONS: [&str; 29] = [
     "async",
     "atime",
     "bind",
@@ -27,12 +30,23 @@ const MOUNT_OPTIONS: [&str; 18] = [
     "nodiratime",
     "noexec",
     "nosuid",
+    "private",
     "rbind",
     "relatime",
+    "rnoatime",
+    "rnodev",
+    "rnoexec",
+    "rnosuid",
     "ro",
+    "rprivate",
     "rro",
+    "rrw",
+    "rslave",
+    "runbindable",
     "rw",
+    "slave",
     "suid",
+    "unbindable",
 ];
 
 /// Answers on stdout. What stands on stdin (runtime options) changes nothing and is not read.
@@ -50,7 +64,8 @@ fn info() -> RuntimeInfo {
         "linux": {
             "namespaces": ["ipc", "mount", "network", "pid", "user", "uts"],
             "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false},
-            "seccomp": {"enabled": true},
+            "seccomp": {"enabled": true, "actions": ACTIONS, "operators": OPERATORS, "archs": ARCHITECTURES},
+            "mountExtensions": {"idmap": {"enabled": true}},
             "apparmor": {"enabled": false},
             "selinux": {"enabled": false},
         },

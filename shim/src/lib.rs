@@ -19,10 +19,12 @@ mod error;
 mod events;
 mod exec;
 mod fence;
+mod forward;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod harden;
 mod hooks;
+mod idmap;
 mod image;
 mod info;
 mod interfaces;

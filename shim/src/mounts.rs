@@ -7,6 +7,8 @@ use containerd_shim_protos::api::Mount;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::{FsFlags, statvfs};
 
+use crate::idmap::{Ids, Layers};
+
 /// Mount options that are flags; `(name, flag, whether it clears)`.
 const FLAGS: [(&str, MsFlags, bool); 18] = [
     ("ro", MsFlags::MS_RDONLY, false),
@@ -59,8 +61,24 @@ pub fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn mount_one(m: &Mount, target: &Path) -> nix::Result<()> {
-    let (flags, data) = parse(&m.options);
+fn mount_one(m: &Mount, target: &Path) -> Result<(), String> {
+    let mut options = m.options.clone();
+    let failed = |e: std::io::Error| format!("showing other ids: {e}");
+    let ids = Ids::take(&mut options).map_err(failed)?;
+    let layers = match &ids {
+        Some(ids) if m.type_ == "overlay" => {
+            Some(Layers::mount(&mut options, ids, target.parent().unwrap_or(target)).map_err(failed)?)
+        }
+        Some(_) => return Err(format!("a {} cannot show other ids; the snapshotter overlayfs can", m.type_)),
+        None => None,
+    };
+    mount_plain(m, &options, target).map_err(|e| e.to_string())?;
+    drop(layers);
+    Ok(())
+}
+
+fn mount_plain(m: &Mount, options: &[String], target: &Path) -> nix::Result<()> {
+    let (flags, data) = parse(options);
     let kind = (!m.type_.is_empty()).then_some(m.type_.as_str());
     let data = (!data.is_empty()).then_some(data.as_str());
     mount(Some(m.source.as_str()), target, kind, flags, data)?;

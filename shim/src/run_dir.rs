@@ -38,8 +38,7 @@ pub struct RunDir {
 impl RunDir {
     /// Makes it, for the user that `spec` names.
     pub fn make(path: &Path, spec: &Value) -> io::Result<Self> {
-        let id = |pointer: &str| spec.pointer(pointer).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
-        let owner = (id("/process/user/uid").unwrap_or(0), id("/process/user/gid").unwrap_or(0));
+        let owner = (on_host(spec, "uid"), on_host(spec, "gid"));
         // Not for others on the host to walk through, who may have the workload's user id: a backend does, as root. In a
         // user namespace it is not the host's root any more.
         let mapped = spec.pointer("/linux/uidMappings").is_some_and(|mappings| !mappings.is_null());
@@ -105,6 +104,19 @@ impl RunDir {
     pub fn wipe(&self) {
         wipe(&self.path);
     }
+}
+
+/// Of the container's first process, the `uid` or `gid` as the host has it: another one in a user namespace.
+fn on_host(spec: &Value, kind: &str) -> u32 {
+    let number = |value: Option<&Value>| value.and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
+    let id = number(spec.pointer(&format!("/process/user/{kind}"))).unwrap_or(0);
+    let mappings = spec.pointer(&format!("/linux/{kind}Mappings")).and_then(Value::as_array);
+    let mapped = mappings.into_iter().flatten().find_map(|mapping| {
+        let of = |key: &str| number(mapping.get(key));
+        let nth = id.checked_sub(of("containerID")?).filter(|nth| Some(*nth) < of("size"))?;
+        of("hostID")?.checked_add(nth)
+    });
+    mapped.unwrap_or(id)
 }
 
 fn remove(path: PathBuf) -> io::Result<()> {

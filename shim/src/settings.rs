@@ -71,6 +71,19 @@ pub struct GvisorSettings {
     pub runsc_dirs: Vec<PathBuf>,
     /// How running sandboxes are spoken to.
     pub control: Control,
+    /// Of those that gVisor cannot set.
+    pub unsupported_sysctls: UnsupportedSysctls,
+}
+
+/// What becomes of a container that asks for a sysctl that gVisor cannot set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnsupportedSysctls {
+    /// There is none.
+    #[default]
+    Refuse,
+    /// It goes without, and the log says so.
+    Warn,
 }
 
 /// The ways into a running sandbox.
@@ -95,11 +108,13 @@ pub struct DelegateSettings {
 }
 
 /// The table `[isolation]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct IsolationSettings {
     /// Sandboxes that ask for the host's own network get it.
     pub allow_host_network: bool,
+    /// Sandboxes that ask for the host's processes are made, with processes of their own.
+    pub allow_host_pid: bool,
 }
 
 /// The table `[identity]`.
@@ -260,11 +275,13 @@ mod tests {
             ("[gvisor]\nrunsc = 1", "runsc_path"),
             ("[gvisor]\nrunsc_dirs = \"/opt\"", "runsc_dirs"),
             ("[gvisor]\ncontrol = \"socket\"", "expected `auto` or `cli`"),
+            ("[gvisor]\nunsupported_sysctls = \"ignore\"", "expected `refuse` or `warn`"),
             ("[delegates.gvisor]\nshim = \"x\"", "delegates.gvisor"),
             ("[delegates.runc]\n", "shim"),
             ("[delegates.runc]\nshim = \"./bin/shim\"", "delegates.runc.shim"),
             ("[delegates.\"a b\"]\nshim = \"x\"", "delegates.a b"),
             ("[isolation]\nallow_host_network = \"yes\"", "allow_host_network"),
+            ("[isolation]\nallow_host_pids = true", "allow_host_pid"),
             ("[identity]\nanonymous = \"maybe\"", "allow"),
             ("[identity]\ntrust_domain = \"Example.org\"", "trust domain"),
             ("[identity]\ntoken_lifetime = \"soon\"", "soon"),

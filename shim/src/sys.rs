@@ -42,6 +42,76 @@ fn install(program: &[seccompiler::sock_filter], flags: libc::c_ulong) -> io::Re
 /// The descriptor on which a re-executed shim finds its listening socket.
 pub const LISTENER_FD: RawFd = 3;
 
+/// A user namespace with these lines in `/proc/PID/uid_map` and `gid_map`; nobody is in it.
+pub fn user_namespace(users: &str, groups: &str) -> io::Result<OwnedFd> {
+    let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
+    // SAFETY: a fork, of which the child does nothing but wait to be killed: it touches no lock that another thread may hold.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags as libc::c_long, 0_usize, 0_usize, 0_usize, 0_usize) };
+    match pid {
+        0 => loop {
+            // SAFETY: pause(2) takes nothing and touches no memory.
+            unsafe { libc::pause() };
+        },
+        ..0 => return Err(io::Error::last_os_error()),
+        _ => {}
+    }
+    let made = || {
+        std::fs::write(format!("/proc/{pid}/uid_map"), users)?;
+        std::fs::write(format!("/proc/{pid}/gid_map"), groups)?;
+        std::fs::File::open(format!("/proc/{pid}/ns/user")).map(OwnedFd::from)
+    };
+    let made = made();
+    let child = nix::unistd::Pid::from_raw(pid as i32);
+    let _ = nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL);
+    let _ = nix::sys::wait::waitpid(child, None); // the reaper may have been faster
+    made
+}
+
+/// `struct mount_attr` of linux/mount.h.
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// Mounts the tree at `from` at `at`, read-only, with its ids mapped by a user namespace. What is mounted below is left out.
+pub fn mount_with_ids(from: &std::path::Path, at: &std::path::Path, user_namespace: &OwnedFd) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    // Of linux/mount.h.
+    const OPEN_TREE_CLONE: libc::c_long = 1;
+    const MOUNT_ATTR_RDONLY: u64 = 1;
+    const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+    const MOVE_MOUNT_F_EMPTY_PATH: libc::c_long = 4;
+    let path = |path: &std::path::Path| std::ffi::CString::new(path.as_os_str().as_bytes());
+    let (from, at) = (path(from)?, path(at)?);
+    let done = |result: libc::c_long| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) };
+    let here = libc::c_long::from(libc::AT_FDCWD);
+    // SAFETY: a path that ends with NUL; the result is a descriptor of our own, or -1.
+    let tree = done(unsafe {
+        libc::syscall(libc::SYS_open_tree, here, from.as_ptr(), OPEN_TREE_CLONE | libc::c_long::from(libc::O_CLOEXEC))
+    })?;
+    // SAFETY: the descriptor was made by the call above and belongs to nobody else.
+    let tree = unsafe { OwnedFd::from_raw_fd(tree as RawFd) };
+    let attributes = MountAttributes {
+        set: MOUNT_ATTR_IDMAP | MOUNT_ATTR_RDONLY,
+        clear: 0,
+        propagation: 0,
+        user_namespace: user_namespace.as_raw_fd() as u64,
+    };
+    let (tree, nothing) = (libc::c_long::from(tree.as_raw_fd()), c"".as_ptr());
+    let empty = libc::c_long::from(libc::AT_EMPTY_PATH);
+    // SAFETY: descriptors that are open, paths that end with NUL, and a struct of the size that is given; the kernel keeps none.
+    done(unsafe {
+        let size = size_of::<MountAttributes>();
+        libc::syscall(libc::SYS_mount_setattr, tree, nothing, empty, &raw const attributes, size)
+    })?;
+    // SAFETY: the same.
+    done(unsafe { libc::syscall(libc::SYS_move_mount, tree, nothing, here, at.as_ptr(), MOVE_MOUNT_F_EMPTY_PATH) })?;
+    Ok(())
+}
+
 /// Makes orphaned descendants our children, so that sandboxes started through a short-lived CLI are reaped by us.
 pub fn become_subreaper() -> io::Result<()> {
     // SAFETY: PR_SET_CHILD_SUBREAPER takes one integer and touches no memory.

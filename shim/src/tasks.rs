@@ -19,7 +19,7 @@ use crate::bound::claim::Standing;
 use crate::error::TaskError;
 use crate::events::{Events, timestamp};
 use crate::exec::ExecProcess;
-use crate::harden::{BackendKind, Policy};
+use crate::harden::{BackendKind, ForExecs};
 use crate::hooks::Hooks;
 use crate::request::{Maker, SandboxRequest, Settled};
 use crate::settings::Settings;
@@ -74,7 +74,9 @@ pub struct Process {
     /// Of a container.
     pub hooks: Arc<Hooks>,
     /// What a container was hardened by, and its execs are.
-    pub policy: Option<Policy>,
+    pub for_execs: Option<Arc<ForExecs>>,
+    /// Whether connections to the pod's loopback, on the host, are carried to it.
+    pub forwards: bool,
     /// What an exec that is not started yet will run.
     pub exec: Option<ExecProcess>,
     /// containerd's bundle.
@@ -86,8 +88,8 @@ pub struct Process {
 impl Process {
     /// A process that was made and not started.
     pub fn new(stdio: stdio::Request, bundle: PathBuf) -> Self {
-        let (io, unread, hooks, policy, exec, done) = Default::default();
-        Self { phase: Phase::Created, pid: 0, stdio, io, unread, hooks, policy, exec, bundle, done }
+        let (io, unread, hooks, for_execs, forwards, exec, done) = Default::default();
+        Self { phase: Phase::Created, pid: 0, stdio, io, unread, hooks, for_execs, forwards, exec, bundle, done }
     }
 }
 

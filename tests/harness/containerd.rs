@@ -1,6 +1,8 @@
 //! A node of the test's own: a private containerd with the shim under test and a runsc in its PATH, in a directory
 //! that vanishes with it. Dropping it checks that nothing was left behind (`leaks`).
 
+mod config;
+
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -41,13 +43,15 @@ pub struct Setup {
     pub netns: Option<PathBuf>,
     /// containerd's snapshotter; overlayfs where the file system can carry it, else native.
     pub snapshotter: Option<&'static str>,
+    /// With the CRI plugin: then the node's containers are in Kubernetes' namespace.
+    pub cri: bool,
 }
 
 /// A private containerd and what it runs.
 pub struct Node {
     setup: Setup,
     dir: tempfile::TempDir,
-    namespace: String,
+    name: String,
     snapshotter: &'static str,
     daemon: Mutex<Option<Child>>,
     ids: Mutex<BTreeSet<String>>,
@@ -66,7 +70,7 @@ impl Node {
         // Short, for runsc puts sockets into it; 755, for runsc's gofer walks through it as nobody.
         let dir = tempfile::Builder::new().prefix("cr-").tempdir_in("/tmp").unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        for sub in ["bin", "creto/etc", "fifos", "state", "lower", "upper", "work", "merged"] {
+        for sub in ["bin", "cni", "creto/etc", "fifos", "state", "lower", "upper", "work", "merged"] {
             fs::create_dir_all(dir.path().join(sub)).unwrap();
         }
         if let Some(kib) = setup.bundles_kib {
@@ -74,23 +78,28 @@ impl Node {
             mount(Some("tmpfs"), &dir.path().join("state"), Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))
                 .unwrap();
         }
-        let namespace = format!("t{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
+        let name = format!("t{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
         let snapshotter = setup.snapshotter.unwrap_or_else(|| images::snapshotter(dir.path()));
         let (daemon, ids) = Default::default();
-        let node = Self { setup, dir, namespace, snapshotter, daemon, ids };
+        let node = Self { setup, dir, name, snapshotter, daemon, ids };
         node.put_runsc();
         if !node.setup.settings.is_empty() {
             fs::write(node.path("creto/etc/runtime.toml"), &node.setup.settings).unwrap();
         }
         node.start_containerd();
-        let archive = node.path("image.tar");
-        fs::write(&archive, images::archive()).unwrap();
+        node.import(images::archive());
+        node
+    }
+
+    /// Has containerd take an OCI archive in.
+    pub fn import(&self, image: &[u8]) {
+        let archive = self.path("image.tar");
+        fs::write(&archive, image).unwrap();
         let archive = archive.to_str().unwrap();
         // containerd 2's own import unpacks for one snapshotter, its client's for any.
-        let local = node.setup.snapshotter.map(|_| "--local");
-        let import = ["image", "import", "--snapshotter", node.snapshotter].into_iter().chain(local).chain([archive]);
-        node.ctr(&import.collect::<Vec<_>>()).ok();
-        node
+        let local = self.setup.snapshotter.map(|_| "--local");
+        let import = ["image", "import", "--snapshotter", self.snapshotter].into_iter().chain(local).chain([archive]);
+        self.ctr(&import.collect::<Vec<_>>()).ok();
     }
 
     fn put_runsc(&self) {
@@ -107,7 +116,8 @@ impl Node {
 
     /// Starts containerd and waits until it answers.
     pub fn start_containerd(&self) {
-        fs::write(self.containerd_config(), self.config()).unwrap();
+        let cri = self.setup.cri.then_some(self.snapshotter);
+        fs::write(self.containerd_config(), config::text(self.dir.path(), self.setup.containerd, cri)).unwrap();
         let log = File::options().create(true).append(true).open(self.path("containerd.log")).unwrap();
         let mut command = self.command(&self.setup.containerd.bin().join("containerd"));
         command.arg("--config").arg(self.containerd_config());
@@ -174,24 +184,6 @@ impl Node {
         }
     }
 
-    fn config(&self) -> String {
-        let dir = self.dir.path().display();
-        let version = if self.setup.containerd == Containerd::V2_4 { 3 } else { 2 };
-        format!(
-            r#"version = {version}
-root = "{dir}/root"
-state = "{dir}/state"
-disabled_plugins = ["io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri", "io.containerd.snapshotter.v1.devmapper"]
-[grpc]
-address = "{dir}/c.sock"
-[ttrpc]
-address = "{dir}/c.sock.ttrpc"
-[plugins."io.containerd.internal.v1.opt"]
-path = "{dir}/opt"
-"#
-        )
-    }
-
     /// A path in the node's directory.
     pub fn path(&self, relative: &str) -> PathBuf {
         self.dir.path().join(relative)
@@ -204,7 +196,7 @@ path = "{dir}/opt"
 
     /// The bundle of a container.
     pub fn bundle(&self, id: &str) -> PathBuf {
-        self.path("state/io.containerd.runtime.v2.task").join(&self.namespace).join(id)
+        self.path("state/io.containerd.runtime.v2.task").join(self.namespace()).join(id)
     }
 
     /// containerd's socket.
@@ -212,9 +204,14 @@ path = "{dir}/opt"
         self.path("c.sock")
     }
 
-    /// The containerd namespace that the node's containers are in; no two nodes share one, for cgroups are named by it.
+    /// The containerd namespace that the node's containers are in.
     pub fn namespace(&self) -> &str {
-        &self.namespace
+        if self.setup.cri { "k8s.io" } else { &self.name }
+    }
+
+    /// The control group above those of its containers; no two nodes share one.
+    pub fn cgroup(&self) -> &str {
+        &self.name
     }
 
     /// All container ids that were ever run here.
@@ -225,7 +222,7 @@ path = "{dir}/opt"
     /// `ctr` with these arguments, not yet started.
     pub fn ctr_command(&self, args: &[&str]) -> Command {
         let mut command = self.command(&self.setup.containerd.bin().join("ctr"));
-        command.arg("--address").arg(self.address()).args(["--namespace", &self.namespace]).args(args);
+        command.arg("--address").arg(self.address()).args(["--namespace", self.namespace()]).args(args);
         command
     }
 
@@ -364,7 +361,7 @@ impl Drop for Node {
         if failing {
             #[expect(clippy::print_stderr, reason = "what a failing test needs to be understood")]
             {
-                eprintln!("containerd's log ({}):\n{}", self.namespace, tail(&self.log()));
+                eprintln!("containerd's log ({}):\n{}", self.name, tail(&self.log()));
             }
         } else if self.daemon.lock().unwrap().is_none() {
             self.start_containerd();

@@ -16,10 +16,19 @@ use super::parts;
 /// The image's name in containerd.
 pub const BUSYBOX: &str = "test.creto.dev/busybox:1";
 
+/// What a pod's sandbox runs: it does nothing, for ever.
+pub const PAUSE: &str = "test.creto.dev/pause:1";
+
 /// The same root file system as an archive and as a tree of files.
 pub fn archive() -> &'static [u8] {
     static ARCHIVE: OnceLock<Vec<u8>> = OnceLock::new();
-    ARCHIVE.get_or_init(|| oci_archive(&layer()))
+    ARCHIVE.get_or_init(|| oci_archive(BUSYBOX, &["/bin/sh"], &layer()))
+}
+
+/// [`PAUSE`], of the same files.
+pub fn pause() -> &'static [u8] {
+    static ARCHIVE: OnceLock<Vec<u8>> = OnceLock::new();
+    ARCHIVE.get_or_init(|| oci_archive(PAUSE, &["/bin/sleep", "2147483647"], &layer()))
 }
 
 /// Lays the image's root file system out in `dir`.
@@ -64,7 +73,7 @@ fn append<W: Write>(tar: &mut Builder<W>, path: &str, mode: u32, kind: EntryType
     }
 }
 
-fn oci_archive(layer: &[u8]) -> Vec<u8> {
+fn oci_archive(name: &str, command: &[&str], layer: &[u8]) -> Vec<u8> {
     let mut tar = Builder::new(Vec::new());
     let mut add = |kind: &str, bytes: &[u8]| -> Value {
         let digest = hex(bytes);
@@ -75,14 +84,14 @@ fn oci_archive(layer: &[u8]) -> Vec<u8> {
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let config = json!({
         "architecture": architecture, "os": "linux",
-        "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"]},
+        "config": {"Env": ["PATH=/bin"], "Cmd": command},
         "rootfs": {"type": "layers", "diff_ids": [layer_at["digest"]]},
     });
     let config_at = add("config.v1+json", config.to_string().as_bytes());
     let kind = "application/vnd.oci.image.manifest.v1+json";
     let manifest = json!({"schemaVersion": 2, "mediaType": kind, "config": config_at, "layers": [layer_at]});
     let mut manifest_at = add("manifest.v1+json", manifest.to_string().as_bytes());
-    manifest_at["annotations"] = json!({"io.containerd.image.name": BUSYBOX});
+    manifest_at["annotations"] = json!({"io.containerd.image.name": name});
     let index = json!({"schemaVersion": 2, "manifests": [manifest_at]});
     append(&mut tar, "index.json", 0o644, EntryType::Regular, index.to_string().as_bytes(), None);
     append(&mut tar, "oci-layout", 0o644, EntryType::Regular, br#"{"imageLayoutVersion":"1.0.0"}"#, None);

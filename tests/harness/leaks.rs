@@ -82,10 +82,10 @@ pub fn mounts_below(dir: &Path) -> Vec<PathBuf> {
     below
 }
 
-/// The cgroups of the node's containers; that of the namespace itself is containerd's to keep.
+/// The cgroups of the node's containers; that above them is containerd's, or the kubelet's, to keep.
 fn cgroups(node: &Node) -> Vec<PathBuf> {
     let groups = entries(Path::new("/sys/fs/cgroup")).chain([PathBuf::from("/sys/fs/cgroup")]);
-    groups.flat_map(|tree| entries(&tree.join(node.namespace()))).filter(|path| path.is_dir()).collect()
+    groups.flat_map(|tree| entries(&tree.join(node.cgroup()))).filter(|path| path.is_dir()).collect()
 }
 
 fn entries(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
@@ -112,6 +112,6 @@ pub fn clear(node: &Node) {
         let _ = fs::remove_dir(&cgroup);
     }
     for tree in entries(Path::new("/sys/fs/cgroup")) {
-        let _ = fs::remove_dir(tree.join(node.namespace()));
+        let _ = fs::remove_dir(tree.join(node.cgroup()));
     }
 }

@@ -89,6 +89,16 @@ impl Direct {
         (exit.status, fs::read_to_string(&self.output).unwrap_or_default())
     }
 
+    /// Whether a process of this OCI spec may be added to it; nothing is run.
+    pub fn try_exec(&self, spec: &serde_json::Value) -> Result<(), String> {
+        let process = Process { id: &self.id, exec: "tried" };
+        let exec = Exec { process, spec, stdin: "", stdout: "", stderr: "", terminal: false };
+        self.runtime.block_on(async {
+            self.shim.exec(&exec).await.map_err(|e| trust::chain::chain(&e))?;
+            self.shim.delete(process).await.map(drop).map_err(|e| trust::chain::chain(&e))
+        })
+    }
+
     /// Ends it with a signal: its exit status.
     #[track_caller]
     pub fn end(&self, signal: u32) -> u32 {

@@ -5,6 +5,7 @@ pub mod gvisor;
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use serde_json::Value;
 
 use crate::error::TaskError;
 use crate::exec::ExecProcess;
+use crate::harden::Build;
 use crate::options::TaskOptions;
 use crate::request::Maker;
 use crate::settings::Settings;
@@ -74,6 +76,11 @@ pub struct Ran {
 /// The sandbox of one pod. Phases are checked before a call comes here.
 #[async_trait]
 pub trait Backend: Send + Sync {
+    /// What the build that makes its sandboxes can do.
+    fn build(&self) -> Build {
+        Build::default()
+    }
+
     /// Makes a container, and with the first one the sandbox. Nothing of the workload runs.
     async fn create(&self, new: NewContainer<'_>) -> Result<Made, TaskError>;
 
@@ -103,6 +110,9 @@ pub trait Backend: Send + Sync {
 
     /// New limits: `linux.resources` of the OCI spec as JSON, in containerd's wrapping.
     async fn update(&self, id: &str, resources: &Any) -> Result<(), TaskError>;
+
+    /// Connects a stream with a TCP port of the sandbox's loopback, in the name of a container that runs.
+    async fn connect(&self, id: &str, port: u16, stream: OwnedFd) -> Result<(), TaskError>;
 
     /// A process's terminal has this size now, in characters.
     async fn resized(&self, key: &Key, columns: u32, rows: u32) -> Result<(), TaskError>;

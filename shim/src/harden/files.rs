@@ -56,7 +56,7 @@ pub fn is_bind(mount: &Value) -> bool {
     mount.as_object().is_some_and(binds)
 }
 
-fn binds(mount: &Map<String, Value>) -> bool {
+pub fn binds(mount: &Map<String, Value>) -> bool {
     matches!(text(mount, "type"), "bind" | "rbind") || options(mount).any(|option| matches!(option, "bind" | "rbind"))
 }
 
@@ -200,9 +200,33 @@ fn proc_is_writable(spec: &mut Value) -> Result<bool, TaskError> {
     Ok(mounts.rfind(|mount| clean(text(mount, "destination")) == "/proc").is_none_or(|proc| is_writable(proc)))
 }
 
-/// A path that is as asked for in gVisor without anybody's doing, or else can be made so.
+/// Files of gVisor's `/proc`, in all builds, that a mount can hide, and directories (2024-07 and 2026-09).
+const HIDEABLE: [&str; 9] = [
+    "/proc/cmdline",
+    "/proc/cpuinfo",
+    "/proc/filesystems",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/uptime",
+    "/proc/version",
+    "/proc/sys",
+];
+
+/// Whether a clean path of gVisor's `/proc` can be hidden by a mount: `Some(true)` is a directory.
+pub fn hideable(path: &str) -> Option<bool> {
+    HIDEABLE.contains(&path).then_some(path == "/proc/sys")
+}
+
+/// Whether a clean path is in a file system where gVisor makes the files.
+pub fn is_gvisors(path: &str) -> bool {
+    within(path, "/proc") || within(path, "/sys")
+}
+
+/// A path that is as asked for in gVisor without anybody's doing, or else can be made so; by the backend, where it is a file's
+/// that is not gVisor's own.
 fn inside_gvisor(field: &str, path: &str) -> Result<(), TaskError> {
-    /// What gVisor's `/proc` and `/sys` have that is worth hiding (runsc 2024-07 and 2026-09), and processes.
+    /// What gVisor's `/proc` and `/sys` have that is worth hiding, and processes.
     const TELLING: [&str; 18] = [
         "cgroups",
         "cmdline",
@@ -225,19 +249,19 @@ fn inside_gvisor(field: &str, path: &str) -> Result<(), TaskError> {
     ];
     const HARDWARE: [&str; 3] = ["/sys/block", "/sys/class", "/sys/devices/system/cpu"];
     let field = format!("linux.{field}");
+    if !path.starts_with('/') {
+        return Err(refuse(&field, format!("{path:?} is no absolute path")));
+    }
     let path = clean(path);
     let telling = match first_in_proc(&path) {
         Some(first) => first.is_empty() || TELLING.contains(&first) || first.parse::<u32>().is_ok(),
-        None if within(&path, "/sys") => HARDWARE.iter().any(|hardware| {
-            // Docker's and containerd's lists have this of each processor; gVisor's processors have none.
-            within(hardware, &path) || (within(&path, hardware) && !path.ends_with("/thermal_throttle"))
+        // Docker's and containerd's lists have this of each processor; gVisor's processors have none.
+        None => HARDWARE.iter().any(|hardware| {
+            (within(&path, "/sys") && within(hardware, &path))
+                || (within(&path, hardware) && !path.ends_with("/thermal_throttle"))
         }),
-        None => {
-            let fix = "mount something read-only or empty there instead";
-            return Err(refuse(&field, format!("{path}: gVisor protects what is below /proc and /sys only; {fix}")));
-        }
     };
-    if field == "linux.maskedPaths" && telling {
+    if field == "linux.maskedPaths" && telling && hideable(&path).is_none() {
         return Err(refuse(&field, format!("{path}: gVisor's own is not the host's and cannot be hidden; omit it")));
     }
     Ok(())

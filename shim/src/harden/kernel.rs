@@ -25,22 +25,50 @@ pub fn private_namespaces(spec: &mut Value, policy: Policy) -> Result<(), TaskEr
         }
         listed.push(kind);
     }
-    // gVisor keeps a process table of its own, whatever the spec says, and programs ask for the host's to no avail: a
-    // refusal would help nobody. Its host's name is as harmless anywhere.
-    let network = policy.is_strict() || !policy.host_network;
-    let pid = policy.is_strict() || policy.kind == BackendKind::HostKernel;
+    // gVisor and a machine have a process table of their own, whatever the spec says: who asks for the host's would look for
+    // its processes in vain, unless the operator knows better. The host's name is harmless anywhere.
+    let network = policy.is_strict() || !policy.isolation.allow_host_network;
+    let pid = policy.is_strict() || policy.kind == BackendKind::HostKernel || !policy.isolation.allow_host_pid;
     for (kind, needed) in
         [("mount", true), ("network", network), ("ipc", true), ("pid", pid), ("uts", policy.is_strict())]
     {
         if needed && !listed.iter().any(|listed| listed == kind) {
             let allowed = match kind {
                 "network" => " (or isolation.allow_host_network of runtime.toml, without the profile strict)",
+                "pid" if policy.kind != BackendKind::HostKernel => {
+                    " (or isolation.allow_host_pid of runtime.toml, without the profile strict: processes of its own)"
+                }
                 _ => "",
             };
             let why = format!(
                 "{kind} is missing, which is the host's: no sandbox has that; add {{\"type\":\"{kind}\"}}{allowed}"
             );
             return Err(refuse(FIELD, why));
+        }
+    }
+    Ok(())
+}
+
+/// In gVisor: ids are mapped in a user namespace, and a new one maps some.
+pub fn user_namespace(spec: &mut Value, policy: Policy) -> Result<(), TaskError> {
+    if policy.kind != BackendKind::Gvisor {
+        return Ok(());
+    }
+    let users: Vec<bool> = objects(spec, "linux.namespaces")?
+        .into_iter()
+        .filter(|namespace| text(namespace, "type") == "user")
+        .map(|namespace| text(namespace, "path").is_empty())
+        .collect();
+    for field in ["linux.uidMappings", "linux.gidMappings"] {
+        let mapped = !objects(spec, field)?.is_empty();
+        match users.as_slice() {
+            [] if mapped => {
+                return Err(refuse(field, "without a user namespace; add {\"type\":\"user\"} to linux.namespaces"));
+            }
+            [true, ..] if !mapped => {
+                return Err(refuse(field, "is missing for the user namespace: give one of an id at least"));
+            }
+            _ => {}
         }
     }
     Ok(())
@@ -58,12 +86,19 @@ pub fn no_memory_devices(spec: &mut Value, policy: Policy) -> Result<(), TaskErr
     const MEMORY: [i64; 3] = [1, 2, 4];
     /// null, zero, full, random, urandom; tty, console, ptmx.
     const COMMON: [(i64, i64); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)];
+    /// The same and fuse.
+    const GVISORS: [(i64, i64); 9] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (10, 229)];
     for device in objects(spec, FIELD)? {
         let (path, kind) = (text(device, "path").to_owned(), text(device, "type"));
         let character = matches!(kind, "c" | "u");
         let at = (number(device, "major").unwrap_or_default(), number(device, "minor").unwrap_or_default());
         if policy.kind == BackendKind::HostKernel && character && at.0 == 1 && MEMORY.contains(&at.1) {
             return Err(refuse(FIELD, format!("{path} is the host's memory; omit it")));
+        }
+        if policy.kind == BackendKind::Gvisor && !policy.build.recent && !(character && GVISORS.contains(&at)) {
+            let why =
+                format!("{path}: this build of runsc has no such device and its sandbox would end of it; omit it");
+            return Err(refuse(FIELD, why));
         }
         if policy.is_strict() && kind != "p" && !(character && COMMON.contains(&at)) {
             return Err(refuse(FIELD, format!("{path}: the profile strict gives no device of the host; omit it")));

@@ -2,13 +2,18 @@
 //! docs/hardening.md is the same as a table, with what was measured. Pure but for [`real_sources`].
 //! Not here: the network beyond its namespace (the fence), limits (cgroups), what identity is attested.
 
+mod amounts;
+mod exec;
 mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod given;
 mod kernel;
+mod mounts;
 mod process;
+pub mod seccomp;
 mod shape;
 mod summary;
+mod sysctls;
 
 use std::path::Path;
 
@@ -16,7 +21,11 @@ use serde_json::{Value, json};
 
 use crate::error::TaskError;
 use crate::request::Maker;
+use crate::settings::{IsolationSettings, UnsupportedSysctls};
 
+pub use amounts::MOST_BINDS;
+pub use exec::ForExecs;
+pub use files::{clean, hideable, is_bind, is_gvisors, is_writable};
 pub use summary::{Names, summary};
 
 /// How much is taken away. `Default` gives what a spec asks for and refuses what nobody's workload may have; `Strict`
@@ -66,6 +75,22 @@ impl BackendKind {
     }
 }
 
+/// What the build of runsc that makes a gVisor sandbox can do. Of other backends nothing is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Build {
+    /// It enforces a spec's seccomp profile.
+    pub seccomp: bool,
+    /// It knows set-uid bits, umasks, other ids of a mount's files, and devices that it has not; and an exec is under its
+    /// container's seccomp profile. Measured: the build of 2024 does none of these, that of 2026 all.
+    pub recent: bool,
+}
+
+impl Default for Build {
+    fn default() -> Self {
+        Self { seccomp: true, recent: true }
+    }
+}
+
 /// What a rule decides by.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
@@ -73,8 +98,12 @@ pub struct Policy {
     pub profile: Profile,
     /// From a workload of what.
     pub kind: BackendKind,
-    /// The operator lets workloads have the host's own network.
-    pub host_network: bool,
+    /// Made by what.
+    pub build: Build,
+    /// What of the host's own the operator lets workloads ask for.
+    pub isolation: IsolationSettings,
+    /// What becomes of sysctls that gVisor cannot set.
+    pub sysctls: UnsupportedSysctls,
 }
 
 impl Policy {
@@ -86,27 +115,39 @@ impl Policy {
 type Rule = fn(&mut Value, Policy) -> Result<(), TaskError>;
 
 /// What holds for every process, of which the spec has the first and each exec brings its own.
-const PROCESS_RULES: [Rule; 5] = [
+const PROCESS_RULES: [Rule; 8] = [
     process::only_known_capabilities,
     process::few_capabilities,
     process::no_new_privileges,
+    amounts::known_limits,
     process::limits,
+    process::umask,
+    process::set_uid,
     process::labels_that_mean_something,
 ];
 
 /// In order: a later rule sees what the earlier ones have left.
-const RULES: [Rule; 11] = [
+const RULES: [Rule; 20] = [
+    amounts::resources,
+    amounts::cgroup_path,
+    amounts::few_mounts,
     files::read_only_root,
     files::known_file_systems,
     files::nothing_of_the_host_itself,
     files::read_only_binds,
     files::private_propagation,
+    mounts::propagation,
+    mounts::kinds,
+    mounts::id_mappings,
     files::read_only_proc,
     kernel::private_namespaces,
+    kernel::user_namespace,
     kernel::no_memory_devices,
     kernel::no_device_wildcard,
     files::paths,
+    sysctls::sysctls,
     kernel::few_system_calls,
+    seccomp::expressible,
 ];
 
 /// The spec that a backend gets: never more than `spec` asks for, or an error that names a field and the fix. Idempotent.
@@ -121,15 +162,6 @@ pub fn harden(mut spec: Value, policy: Policy) -> Result<Value, TaskError> {
 pub fn has_host_network(spec: &Value) -> bool {
     let namespaces = spec.pointer("/linux/namespaces").and_then(Value::as_array);
     !namespaces.into_iter().flatten().any(|namespace| namespace["type"] == "network")
-}
-
-/// The same for `process` alone: an exec brings what containerd once made of the image, and gets no more than its container.
-pub fn harden_process(process: Value, policy: Policy) -> Result<Value, TaskError> {
-    let mut spec = json!({ "process": process });
-    for rule in PROCESS_RULES {
-        rule(&mut spec, policy)?;
-    }
-    Ok(spec["process"].take())
 }
 
 /// Replaces the sources of bind mounts by what they really are, that no symbolic link on the host leads a rule astray.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::shape::{list, object, objects, text};
+use super::shape::{list, object, objects, refuse, text};
 use super::{BackendKind, Policy};
 use crate::backend::gvisor::capabilities::{WITHHELD, known};
 use crate::error::TaskError;
@@ -13,6 +13,9 @@ pub const SETS: [&str; 5] = ["bounding", "effective", "inheritable", "permitted"
 /// What `strict` leaves of what is asked for: to serve a port below 1024 harms nobody in a network of one's own.
 /// Kubernetes' "restricted" pods may ask for the same one.
 const FEW: [&str; 1] = ["CAP_NET_BIND_SERVICE"];
+
+/// What gVisor gives a process that asks for none, and every exec.
+pub const UMASK: u32 = 0o22;
 
 /// Open files that `strict` allows.
 const OPEN_FILES: u64 = 65_536;
@@ -70,6 +73,31 @@ pub fn limits(spec: &mut Value, policy: Policy) -> Result<(), TaskError> {
                 None => drop(object(spec, "process")?.insert("rlimits".into(), json!([capped]))),
             }
         }
+    }
+    Ok(())
+}
+
+/// In gVisor: one that a build gives. The older ones give everybody 022.
+pub fn umask(spec: &mut Value, policy: Policy) -> Result<(), TaskError> {
+    const FIELD: &str = "process.user.umask";
+    let Some(umask) = spec.pointer("/process/user/umask").filter(|umask| !umask.is_null()) else { return Ok(()) };
+    if umask.as_u64().is_none_or(|umask| umask > 0o777) {
+        return Err(refuse(FIELD, format!("{umask} is no umask: give a number from 0 to 511 (0777)")));
+    }
+    if policy.kind == BackendKind::Gvisor && !policy.build.recent && *umask != json!(UMASK) {
+        return Err(refuse(FIELD, format!("{umask}: this build of runsc gives every process {UMASK} (022)")));
+    }
+    Ok(())
+}
+
+/// Set-uid bits work where the spec allows it and the build of runsc knows them. Where it does not, that is less than was asked
+/// for, and safe: it is said, and no container fails of it.
+pub fn set_uid(spec: &mut Value, policy: Policy) -> Result<(), TaskError> {
+    let allowed = spec.pointer("/process/noNewPrivileges") == Some(&json!(false));
+    if allowed && policy.kind == BackendKind::Gvisor && !policy.build.recent {
+        tracing::info!(
+            "this build of runsc has no --allow-suid: set-uid bits have no effect, though noNewPrivileges is false"
+        );
     }
     Ok(())
 }

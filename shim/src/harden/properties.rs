@@ -9,7 +9,7 @@ use super::tests::{KINDS, PROFILES, private};
 use super::*;
 
 /// Words that specs are made of, so that arbitrary JSON reaches the rules.
-const KEYS: [&str; 32] = [
+const KEYS: [&str; 36] = [
     "process",
     "root",
     "mounts",
@@ -41,9 +41,13 @@ const KEYS: [&str; 32] = [
     "seccomp",
     "defaultAction",
     "rootfsPropagation",
+    "sysctl",
+    "umask",
+    "uidMappings",
+    "cgroupsPath",
     "io.kubernetes.cri.container-type",
 ];
-const TEXTS: [&str; 26] = [
+const TEXTS: [&str; 28] = [
     "CAP_CHOWN",
     "net_raw",
     "CAP_FLY",
@@ -69,6 +73,8 @@ const TEXTS: [&str; 26] = [
     "rwm",
     "RLIMIT_CORE",
     "container",
+    "SCMP_ACT_ALLOW",
+    "fs.nr_open",
     "",
 ];
 
@@ -102,7 +108,7 @@ fn any_spec() -> impl Strategy<Value = Value> {
         prop::sample::select(&["/x", "/proc", "/proc/", "/dev/shm"][..]),
         prop::sample::select(&["bind", "proc", "tmpfs", "mqueue"][..]),
         prop::sample::select(&["/srv", "/srv/../srv", "/var/lib/nerdctl/x", "/var/lib/nerdctl/../x", "shm"][..]),
-        words(&["bind", "rbind", "ro", "rw", "rro", "shared"]),
+        words(&["bind", "rbind", "ro", "rw", "rro", "rslave"]),
     );
     let mount = mount.prop_map(|(destination, kind, source, options)| {
         json!({"destination": destination, "type": kind, "source": source, "options": options})
@@ -119,13 +125,18 @@ fn any_spec() -> impl Strategy<Value = Value> {
     (lists, masked, read_only, capabilities(), capabilities(), any::<bool>()).prop_map(
         |((mounts, devices, limits), masked, read_only, bounding, ambient, user)| {
             let mut namespaces = private();
+            let mut mappings = json!([]);
             if user {
+                mappings = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
                 namespaces.as_array_mut().unwrap().push(json!({"type": "user"}));
             }
             json!({
                 "process": {"rlimits": limits, "capabilities": {"bounding": bounding, "ambient": ambient}},
                 "mounts": mounts,
-                "linux": {"namespaces": namespaces, "devices": devices, "maskedPaths": masked, "readonlyPaths": read_only},
+                "linux": {
+                    "namespaces": namespaces, "devices": devices, "maskedPaths": masked, "readonlyPaths": read_only,
+                    "uidMappings": mappings, "gidMappings": mappings,
+                },
             })
         },
     )

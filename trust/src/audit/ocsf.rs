@@ -4,7 +4,7 @@
 //! authentication (3002), who may have sandboxes an account change (3001), connections network activity (4001), damage to the audit trail itself a detection finding (2004).
 //! What has no place in a class stays under `unmapped`. Source: <https://schema.ocsf.io/1.8.0/>.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde_json::{Map, Value, json};
 
@@ -45,6 +45,8 @@ fn classify(event: &Event) -> (Class, u32, &'static str, Severity) {
         Event::TokenRenewalRefused { .. } => (AUTHENTICATION, 5, "Service Ticket Renew", High),
         Event::PolicyChanged { .. } => (API, 3, "Update", Informational),
         Event::EgressAllowed { .. } | Event::AuthzRequired { .. } => (NETWORK, 1, "Open", Informational),
+        Event::PortForwarded { error: None, .. } => (NETWORK, 1, "Open", Informational),
+        Event::PortForwarded { error: Some(_), .. } => (NETWORK, 4, "Fail", Informational),
         Event::EgressDenied { .. } => (NETWORK, 5, "Refuse", Low),
         Event::GapOpened { .. }
         | Event::GapClosed { .. }
@@ -232,6 +234,7 @@ fn user(id: Option<&Text>) -> Value {
 
 fn network(record: &AuditRecord) -> Value {
     let (connection, denied) = match &record.event {
+        Event::PortForwarded { port, error } => return forwarded(record, *port, error.as_ref()),
         Event::EgressAllowed { connection } | Event::AuthzRequired { connection } => (connection, None),
         Event::EgressDenied { connection, reason } => (connection, Some(reason)),
         _ => return Value::Null,
@@ -265,6 +268,20 @@ fn network(record: &AuditRecord) -> Value {
     });
     merge(&mut parts, verdict);
     parts
+}
+
+/// From the node into the sandbox.
+fn forwarded(record: &AuditRecord, port: u16, error: Option<&Text>) -> Value {
+    let (status_id, status) = if error.is_some() { (2, "Failure") } else { (1, "Success") };
+    let sandbox = &record.about.sandbox;
+    json!({
+        "actor": actor(&record.about),
+        "src_endpoint": { "hostname": record.node, "name": record.node },
+        "dst_endpoint": { "uid": sandbox, "name": sandbox, "ip": Ipv4Addr::LOCALHOST, "port": port },
+        "connection_info": { "direction_id": 1, "direction": "Inbound", "protocol_name": "tcp", "protocol_num": 6 },
+        "action_id": 1, "action": "Allowed",
+        "status_id": status_id, "status": status, "status_detail": error,
+    })
 }
 
 fn finding(record: &AuditRecord) -> Value {
@@ -430,11 +447,13 @@ mod tests {
             (15, "/resources/0/uid", json!("k1")),
             (16, "/unmapped/keys", json!(["2026-11"])),
             (17, "/activity_name", json!("Disable")),
-            (18, "/action", json!("Allowed")),
-            (19, "/disposition", json!("Blocked")),
-            (19, "/dst_endpoint/port", json!(443)),
-            (24, "/unmapped/lost", json!(3)),
-            (25, "/unmapped/digest", json!("sha256:ee")),
+            (18, "/connection_info/direction", json!("Inbound")),
+            (18, "/status_detail", json!("connection was refused")),
+            (19, "/action", json!("Allowed")),
+            (20, "/disposition", json!("Blocked")),
+            (20, "/dst_endpoint/port", json!(443)),
+            (25, "/unmapped/lost", json!(3)),
+            (26, "/unmapped/digest", json!("sha256:ee")),
         ] {
             let got = event(&record(0, one_of_each().swap_remove(happened)), 0);
             assert_eq!(got.pointer(pointer), Some(&expected), "{pointer} of {got}");

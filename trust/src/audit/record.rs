@@ -97,6 +97,8 @@ pub enum Event {
     AgentAdded { keys: Vec<Text> },
     /// An agent gets no new sandbox from here on; which one, `about` says.
     AgentRevoked {},
+    /// Somebody on the node was connected with a TCP port inside the sandbox (port-forward), or why not.
+    PortForwarded { port: u16, error: Option<Text> },
     /// Connections were let through.
     EgressAllowed { connection: Connection },
     /// Connections were refused.
@@ -184,7 +186,7 @@ impl AuditRecord {
 
 impl Event {
     /// The names of all events, as `audit search --event` takes them.
-    pub const NAMES: [&str; 26] = [
+    pub const NAMES: [&str; 27] = [
         "SandboxCreated",
         "SandboxStarted",
         "SandboxExited",
@@ -203,6 +205,7 @@ impl Event {
         "KeyDeprecated",
         "AgentAdded",
         "AgentRevoked",
+        "PortForwarded",
         "EgressAllowed",
         "EgressDenied",
         "AuthzRequired",
@@ -237,6 +240,7 @@ impl Event {
             Self::KeyDeprecated { .. } => "KeyDeprecated",
             Self::AgentAdded { .. } => "AgentAdded",
             Self::AgentRevoked {} => "AgentRevoked",
+            Self::PortForwarded { .. } => "PortForwarded",
             Self::EgressAllowed { .. } => "EgressAllowed",
             Self::EgressDenied { .. } => "EgressDenied",
             Self::AuthzRequired { .. } => "AuthzRequired",
@@ -376,6 +380,7 @@ pub(crate) mod tests {
             Event::KeyDeprecated { purpose: text("attestation"), key: text("k1") },
             Event::AgentAdded { keys: vec![text("2026-11")] },
             Event::AgentRevoked {},
+            Event::PortForwarded { port: 8080, error: some("connection was refused") },
             Event::EgressAllowed { connection: connection("api.example.com", Protocol::Tcp) },
             Event::EgressDenied {
                 connection: connection("api.example.com", Protocol::Tcp),

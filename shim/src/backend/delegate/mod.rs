@@ -10,6 +10,7 @@ mod sweep;
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -307,6 +308,10 @@ impl Backend for Delegate {
         }
         let resources = MessageField::some(resources.clone());
         self.ask("Update", &UpdateTaskRequest { id: id.to_owned(), resources, ..Default::default() }).await
+    }
+
+    async fn connect(&self, id: &str, _: u16, _: OwnedFd) -> Result<(), TaskError> {
+        Err(TaskError::Unimplemented(format!("{id}: connections into it are its own shim's to carry")))
     }
 
     async fn resized(&self, key: &Key, width: u32, height: u32) -> Result<(), TaskError> {

@@ -245,6 +245,13 @@ impl Calls {
         self.runsc.kill(cid, target.inner(), signal).await.map_err(|e| TaskError::NotFound(format!("process: {e}")))
     }
 
+    /// Connects a stream with a TCP port of the sandbox's loopback. The command line would stay in between, one process for
+    /// each port: it is not asked.
+    pub async fn connect(&self, cid: &str, port: u16, stream: OwnedFd) -> Result<(), TaskError> {
+        let connected = self.control()?.connect(cid, port, stream).await;
+        connected.map_err(|error| TaskError::host(format!("connecting with port {port} of the sandbox"), error))
+    }
+
     /// Freezes or thaws the whole sandbox, in the name of one of its containers.
     pub async fn pause(&self, cid: &str, pause: bool) -> Result<(), TaskError> {
         if !self.by_cli() {

@@ -15,6 +15,7 @@ const WAIT: &str = "containerManager.Wait";
 const SIGNAL: &str = "containerManager.Signal";
 const PAUSE: &str = "containerManager.Pause";
 const RESUME: &str = "containerManager.Resume";
+const PORT_FORWARD: &str = "containerManager.PortForward";
 
 /// One sandbox's control socket.
 #[derive(Clone, Debug)]
@@ -96,6 +97,12 @@ impl Control {
     pub async fn signal(&self, cid: &str, target: Target, signal: u32) -> Result<(), CallError> {
         let arg = signal_arg(cid, target, signal);
         call::<_, IgnoredAny>(&self.0, SIGNAL, arg, &[], Some(PROMPT)).await.map(drop)
+    }
+
+    /// Connects a unix stream with a TCP port of the sandbox's loopback; refused where nobody listens there.
+    pub async fn connect(&self, cid: &str, port: u16, stream: OwnedFd) -> Result<(), CallError> {
+        let arg = json!({"ContainerID": cid, "Port": port});
+        call::<_, IgnoredAny>(&self.0, PORT_FORWARD, arg, &[stream.as_fd()], Some(PROMPT)).await.map(drop)
     }
 
     /// Freezes or thaws the whole sandbox.

@@ -6,10 +6,12 @@ mod calls;
 pub mod capabilities;
 pub mod cli;
 pub mod control;
+mod cover;
 mod member;
 pub mod probe;
 mod spec;
 pub mod urpc;
+mod view;
 
 use std::collections::HashMap;
 use std::io;
@@ -27,6 +29,7 @@ use super::{Backend, Made, NewContainer, Place, Ran};
 use crate::cgroup::{self, Cgroup, Resources};
 use crate::error::TaskError;
 use crate::exec::ExecProcess;
+use crate::harden::Build;
 use crate::stdio::{self, ConsoleSocket};
 use crate::task::{Exit, KILLED, Phase};
 use crate::tasks::Key;
@@ -35,6 +38,7 @@ use crate::{bundle, harden, interfaces, paths, reaper, settings};
 use calls::{Calls, Running, Target};
 use cli::{Network, Runsc};
 use member::Members;
+use probe::Features;
 
 /// One pod's sandbox.
 pub struct Gvisor {
@@ -152,8 +156,15 @@ impl Gvisor {
 
 #[async_trait]
 impl Backend for Gvisor {
+    fn build(&self) -> Build {
+        let known = self.runsc.known();
+        // Where there is none, Create says that: it is no build's fault.
+        if known.runsc().is_empty() { Build::default() } else { Features::probe(&known).build() }
+    }
+
     async fn create(&self, mut new: NewContainer<'_>) -> Result<Made, TaskError> {
-        spec::adapt(&mut new.spec, &self.root_id);
+        cover::cover(&mut new.spec, new.bundle)?;
+        spec::adapt(&mut new.spec, &self.root_id)?;
         if let Some(checkpoint) = new.checkpoint {
             spec::restore_args(&mut new.spec, checkpoint)?;
         }
@@ -267,6 +278,10 @@ impl Backend for Gvisor {
         let resources: Resources = serde_json::from_slice(&resources.value)
             .map_err(|e| TaskError::Invalid(format!("resources: {e}; give linux.resources of the OCI spec")))?;
         self.cgroup()?.update(&resources).map_err(|e| TaskError::host("updating limits", e))
+    }
+
+    async fn connect(&self, id: &str, port: u16, stream: OwnedFd) -> Result<(), TaskError> {
+        self.calls.connect(&paths::runsc_id(id), port, stream).await
     }
 
     async fn resized(&self, key: &Key, _: u32, _: u32) -> Result<(), TaskError> {

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::harden::Build;
 use crate::{paths, program_digest};
 
 /// Flags that older builds do not know, each with what is lost without it.
@@ -87,6 +88,12 @@ impl Features {
         Self(OPTIONAL.iter().map(|(flag, _)| *flag).filter(|flag| all.iter().any(|known| known == flag)).collect())
     }
 
+    /// What hardening must know of the build. Of its other qualities that `harden::Build` names, none has a flag: they came
+    /// with set-uid bits, or before.
+    pub fn build(&self) -> Build {
+        Build { seccomp: self.0.contains(&"oci-seccomp"), recent: self.0.contains(&"allow-suid") }
+    }
+
     /// The flags as arguments.
     pub fn args(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|flag| format!("--{flag}"))
@@ -117,9 +124,11 @@ mod tests {
     #[test]
     fn only_flags_that_the_build_lists_are_used() {
         let new = "  -allow-suid\n\tallow set-uid\n  -oci-seccomp\n  -overlay2 value\n";
+        assert_eq!(Features::known(new).build(), Build::default());
         assert_eq!(Features::known(new).args().collect::<Vec<_>>(), ["--allow-suid", "--oci-seccomp"]);
         let old = "  -oci-seccomp\n  the text names -allow-suid in passing\n";
         assert_eq!(Features::known(old).args().collect::<Vec<_>>(), ["--oci-seccomp"]);
+        assert_eq!(Features::known(old).build(), Build { seccomp: true, recent: false });
         assert_eq!(Features::known(""), Features::default());
     }
 }

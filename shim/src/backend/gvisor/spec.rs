@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::error::TaskError;
+use crate::harden::seccomp;
 
 /// containerd's own annotation that makes a container part of a pod's sandbox; runsc reads it too.
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
@@ -14,12 +15,42 @@ const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 /// A checkpoint's note, beside runsc's files, of what its process was started with.
 const SAVED_ARGS: &str = "creto-args.json";
 
-/// Names the pod's sandbox as runsc does, and gives it the pod's limits.
-pub fn adapt(spec: &mut Value, root_id: &str) {
+/// Names the pod's sandbox as runsc does, gives it the pod's limits, and says in runsc's words what it has others for.
+pub fn adapt(spec: &mut Value, root_id: &str) -> Result<(), TaskError> {
     if let Some(sandbox) = spec.get_mut("annotations").and_then(|annotations| annotations.get_mut(SANDBOX_ID)) {
         *sandbox = json!(root_id);
     }
     limit_pod(spec);
+    if let Some(profile) = spec.get_mut("linux").and_then(|linux| linux.get_mut("seccomp")) {
+        *profile = seccomp::for_runsc(profile)?.unwrap_or_default();
+    }
+    for mount in spec.get_mut("mounts").and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(Value::Array(options)) = mount.get_mut("options") {
+            *options = mount_options(options);
+        }
+    }
+    Ok(())
+}
+
+/// runsc knows `ro`, which holds for all below it, wherever it stands; in config.json the last word counts. It passes over what
+/// it does not know, also the words for a mount and all below it.
+fn mount_options(options: &[Value]) -> Vec<Value> {
+    const DEEP: [(&str, &str); 4] =
+        [("rnodev", "nodev"), ("rnoexec", "noexec"), ("rnosuid", "nosuid"), ("rnoatime", "noatime")];
+    let mut read_only = false;
+    let mut kept = Vec::new();
+    for option in options {
+        match option.as_str().unwrap_or_default() {
+            "ro" | "rro" => read_only = true,
+            "rw" | "rrw" => read_only = false,
+            word => match DEEP.iter().find(|(deep, _)| *deep == word) {
+                Some((_, known)) => kept.push(json!(known)),
+                None => kept.push(option.clone()),
+            },
+        }
+    }
+    kept.extend(read_only.then(|| json!("ro")));
+    kept
 }
 
 /// A pod's limits come as annotations of its sandbox container, which has no resources of its own.
@@ -129,12 +160,26 @@ mod tests {
                 "io.kubernetes.cri.container-type": kind, SANDBOX_ID: "pod",
                 "io.kubernetes.cri.sandbox-memory": "1000", "io.kubernetes.cri.sandbox-cpu-quota": "0",
             }});
-            adapt(&mut spec, "root");
+            adapt(&mut spec, "root").unwrap();
             spec
         };
         assert_eq!(adapted("sandbox")["linux"]["resources"], json!({"memory": {"limit": 1000}}));
         assert_eq!(adapted("sandbox")["annotations"][SANDBOX_ID], "root");
         assert_eq!(adapted("container").get("linux"), None);
+    }
+
+    #[test]
+    fn a_mount_is_read_only_where_the_last_word_says_so() {
+        for (given, expected) in [
+            (&["rbind", "rro"][..], &["rbind", "ro"][..]),
+            (&["bind", "ro", "rw"], &["bind"]),
+            (&["rrw", "bind", "ro", "rnoexec", "rnosuid"], &["bind", "noexec", "nosuid", "ro"]),
+            (&["bind", "rslave", "bogus"], &["bind", "rslave", "bogus"]),
+        ] {
+            let mut spec = json!({"mounts": [{"options": given}, {"options": 5}, 7]});
+            adapt(&mut spec, "root").unwrap();
+            assert_eq!(spec["mounts"], json!([{"options": expected}, {"options": 5}, 7]));
+        }
     }
 
     proptest! {
@@ -147,7 +192,7 @@ mod tests {
             "linux": {"resources": {"memory": {"limit": 1}, "cpu": {"shares": 1}}},
         }))) {
             let mut adapted = spec.clone();
-            adapt(&mut adapted, "root");
+            adapt(&mut adapted, "root").unwrap();
             let sandbox = format!("/annotations/{SANDBOX_ID}");
             let named = spec.pointer(&sandbox).map(|_| json!("root"));
             prop_assert_eq!(adapted.pointer(&sandbox).cloned(), named, "{}", adapted);
