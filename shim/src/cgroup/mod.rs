@@ -135,6 +135,13 @@ pub fn remove(path: &Path) -> io::Result<bool> {
     Ok(groups.iter().filter(|group| fs::remove_dir(group).is_err()).count() == 0)
 }
 
+/// The pids of those who are in a control group.
+pub fn processes(path: &Path) -> io::Result<Vec<i32>> {
+    let read = |group: &PathBuf| fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let texts: Vec<_> = everywhere(path)?.iter().map(read).collect();
+    Ok(texts.iter().flat_map(|text| text.lines()).filter_map(|pid| pid.parse().ok()).collect())
+}
+
 /// The directories of a control group, in the hierarchies that have it; never a hierarchy itself.
 fn everywhere(path: &Path) -> io::Result<Vec<PathBuf>> {
     let below = path.strip_prefix("/").unwrap_or(path);

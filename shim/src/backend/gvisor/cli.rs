@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use super::control::Target;
 use super::probe::{Features, Known};
 use crate::error::TaskError;
-use crate::{mounts, paths, processes, reaper};
+use crate::{cgroup, mounts, paths, processes, reaper};
 
 /// How long a killed shim's commands may take to end; containerd gives `delete` 5 s for all.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -190,6 +190,15 @@ impl Runsc {
         for pid in processes::told_in_one_word("root", &paths::runsc_root(&self.dir)) {
             let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL); // it may have ended meanwhile
         }
+    }
+
+    /// Whether others are in a control group, who have their own life: not our processes, and not those that are about to go, which have no
+    /// command line any more.
+    pub fn is_shared(&self, group: &Path) -> bool {
+        let ours = processes::told_in_one_word("root", &paths::runsc_root(&self.dir));
+        let lives = |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty());
+        let all = cgroup::processes(group).unwrap_or_default();
+        all.iter().any(|pid| !ours.contains(pid) && lives(pid))
     }
 
     /// Removes the sandbox's directory. runsc keeps an empty network namespace mounted in its root.

@@ -16,9 +16,9 @@ mod view;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -49,8 +49,6 @@ pub struct Gvisor {
     /// The sandbox's process on the host.
     pid: OnceLock<i32>,
     host_network: OnceLock<bool>,
-    /// The control group that it was to be in.
-    asked_cgroup: OnceLock<Option<PathBuf>>,
     measured: OnceLock<Measured>,
     members: Members,
     execs: Mutex<HashMap<Key, Running>>,
@@ -78,8 +76,8 @@ impl Gvisor {
         of_the_pod.choose(runsc).map_err(doing)?;
         let root_id = paths::runsc_id(&place.group);
         let calls = Arc::new(Calls::new(of_the_pod.clone(), &root_id, control));
-        let (pid, host_network, asked_cgroup, measured, members, execs) = Default::default();
-        Ok(Self { place, root_id, runsc: of_the_pod, calls, pid, host_network, asked_cgroup, measured, members, execs })
+        let (pid, host_network, measured, members, execs) = Default::default();
+        Ok(Self { place, root_id, runsc: of_the_pod, calls, pid, host_network, measured, members, execs })
     }
 
     /// Whether the sandbox lives and dies with this container.
@@ -171,7 +169,6 @@ impl Backend for Gvisor {
         bundle::write(&new.spec, new.bundle)?;
         // The sandbox's, by its first container.
         self.host_network.get_or_init(|| harden::has_host_network(&new.spec));
-        self.asked_cgroup.get_or_init(|| spec::cgroup(&new.spec));
         if !self.is_root(new.id) {
             self.members.add(new.id);
         }
@@ -311,14 +308,14 @@ impl Backend for Gvisor {
         if let Err(error) = self.runsc.delete(&paths::runsc_id(id)).await {
             tracing::warn!(sandbox = id, %error, "runsc left something");
         }
-        if self.is_root(id)
-            && let Some(Some(group)) = self.asked_cgroup.get()
-            && !cgroup::remove(group).unwrap_or(true)
-        {
-            // runsc knew nothing of it: it had failed half-way, or its state was gone.
-            self.runsc.kill_rest();
-            let ends = tokio::time::Instant::now() + LAST_WORDS;
-            while !cgroup::remove(group).unwrap_or(true) && tokio::time::Instant::now() < ends {
+        let group = spec::cgroup_of(&paths::bundle(&self.place.dir, id));
+        if let Some(group) = group.filter(|group| !cgroup::remove(group).unwrap_or(true)) {
+            // runsc knew nothing of it, or could not ask the sandbox: it had failed half-way, its state was gone, or the sandbox is.
+            if self.is_root(id) {
+                self.runsc.kill_rest();
+            }
+            let ends = Instant::now() + BUDGET;
+            while !self.runsc.is_shared(&group) && !cgroup::remove(&group).unwrap_or(true) && Instant::now() < ends {
                 tokio::time::sleep(LOOK).await;
             }
         }
@@ -333,13 +330,14 @@ impl Backend for Gvisor {
     }
 }
 
-/// What is killed takes so long to go, at most.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// What is killed takes so long to go, at most: on a busy machine seconds. containerd gives `delete` 5 s for all.
+const BUDGET: Duration = Duration::from_millis(4500);
 /// Between two looks whether it has.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// What a killed shim has left of one container.
 pub fn sweep(place: &Place, id: &str) -> io::Result<()> {
+    let ends = Instant::now() + BUDGET;
     let runsc = Runsc::new(&place.dir);
     runsc.settle_blocking();
     if id == place.group {
@@ -356,8 +354,7 @@ pub fn sweep(place: &Place, id: &str) -> io::Result<()> {
     }
     // A runsc that was killed had made it and told nobody.
     if let Some(group) = spec::cgroup_of(&paths::bundle(&place.dir, id)) {
-        let ends = std::time::Instant::now() + LAST_WORDS;
-        while !cgroup::remove(&group)? && std::time::Instant::now() < ends {
+        while !runsc.is_shared(&group) && !cgroup::remove(&group)? && Instant::now() < ends {
             #[expect(clippy::disallowed_methods, reason = "the `delete` action has no other tasks")]
             std::thread::sleep(LOOK); // what was killed is not reaped yet
         }
