@@ -46,7 +46,7 @@ fn a_volume_shows_the_ids_of_the_namespace_or_those_that_it_is_mapped_to() {
         chown(volume.join(name), Some(owner), Some(owner)).unwrap();
     }
     chown(&volume, Some(FIRST), Some(FIRST)).unwrap();
-    let script = "stat -c '%n %u %g' /vol/* /etc/passwd; echo > /vol/new; stat -c '%n %u' /vol/new; rm /vol/new";
+    let script = "rm -f /vol/new; stat -c '%n %u %g' /vol/* /etc/passwd; echo > /vol/new; stat -c '%n %u' /vol/new";
     let mut plain = in_user_namespace(&specs, script);
     let bind = json!({"destination": "/vol", "type": "bind", "source": volume, "options": ["rbind", "rw"]});
     plain["mounts"].as_array_mut().unwrap().push(bind);
