@@ -22,6 +22,7 @@ mod control_fallback;
 mod copy_and_terminal;
 mod cri_annotations;
 mod cri_churn;
+mod cri_fields;
 mod cri_forward;
 mod cri_pods;
 mod cri_stats;

@@ -1,5 +1,5 @@
-//! What claims cost, and what many sandboxes that wait cost: a private node (containerd, creto-egress, creto-pool-agent, as the tests
-//! have it), asked over the agent's socket. `scripts/bench claim` and `scripts/bench scale` run this; docs/benchmarks.md has the method.
+//! What claims, pods and many sandboxes that wait cost: a private node (containerd, creto-egress, creto-pool-agent, as the tests
+//! have it), asked over the agent's socket. `scripts/bench claim`, `pod` and `scale` run this; docs/benchmarks.md has the method.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr, missing_docs)]
 
@@ -12,13 +12,14 @@ mod etcd;
 mod figures;
 mod node;
 mod peer;
+mod pod;
 mod processes;
 mod scale;
 
 use std::process::ExitCode;
 
 const USAGE: &str =
-    "usage: scripts/bench claim [--n N] [--store sqlite|etcd] | scripts/bench scale [--members N] [--free-mib MIB]";
+    "usage: scripts/bench claim [--n N] [--store sqlite|etcd] | pod [--n N] | scale [--members N] [--free-mib MIB]";
 
 /// The number behind a flag, or what holds without it.
 fn number(args: &[String], flag: &str, default: usize) -> Result<usize, String> {
@@ -46,6 +47,10 @@ fn run(args: &[String]) -> Result<(), String> {
                 Some(_) => return Err(USAGE.to_owned()),
             };
             claim::run(number(args, "--n", 100)?, &stores);
+        }
+        Some("pod") => {
+            known(&["--n"])?;
+            pod::run(number(args, "--n", 30)?);
         }
         Some("scale") => {
             known(&["--members", "--free-mib"])?;

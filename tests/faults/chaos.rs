@@ -71,7 +71,9 @@ impl<'a> Chaos<'a> {
             Victim::Containerd => network.node.kill_containerd(),
             Victim::Etcd => self.etcd.iter().for_each(|etcd| etcd.kill()),
             Victim::Shim => {
-                let shims = network.node.shims();
+                // Those that serve, and not `delete`, which takes away what is left of one: nobody would do it again.
+                let serves = |pid: &i32| !command(*pid).contains(&"delete".to_owned());
+                let shims: Vec<_> = network.node.shims().into_iter().filter(serves).collect();
                 let Some(pid) = (!shims.is_empty()).then(|| dice.one(&shims)) else { return };
                 // Before it is dead: whoever sees that it is, finds the reason.
                 self.killed.lock().unwrap().extend(sandbox_of(pid));
@@ -94,10 +96,12 @@ impl<'a> Chaos<'a> {
 
 /// The sandbox that a shim was started for.
 fn sandbox_of(pid: i32) -> Option<String> {
-    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let line = String::from_utf8_lossy(&line).into_owned();
-    let mut words = line.split('\0').skip_while(|word| *word != "-id");
-    words.nth(1).map(str::to_owned)
+    command(pid).into_iter().skip_while(|word| *word != "-id").nth(1)
+}
+
+fn command(pid: i32) -> Vec<String> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&line).split('\0').map(str::to_owned).collect()
 }
 
 #[expect(clippy::disallowed_methods, reason = "any moment is as good as any other; this thread is its own")]

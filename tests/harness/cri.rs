@@ -21,6 +21,8 @@ use super::{Containerd, PATIENCE, Setup, images, poll};
 
 /// The runtime handlers: what a test asks is asked of runc first, so that a test that asks the wrong thing fails there.
 pub const HANDLERS: [&str; 2] = ["runc", "creto"];
+/// The handler of gVisor's own shim, where it is installed (`scripts/setup gvisor-shim`): a peer for benchmarks.
+pub const GVISORS_OWN: &str = "runsc";
 /// What the bridge of the pods is called, and their subnet.
 const BRIDGE: [&str; 2] = ["cni0", "10.88.7.0/24"];
 

@@ -68,9 +68,16 @@ pub fn of(node: &Node) -> Vec<String> {
         let files = [shim_socket(node, &id), node.bundle(&id)];
         left.extend(files.into_iter().filter(|f| f.exists()).map(|f| format!("file {}", f.display())));
     }
-    left.extend(entries(&node.path("creto/run/sandboxes")).map(|d| format!("state {}", d.display())));
+    left.extend(entries(&node.path("creto/run/sandboxes")).map(|dir| format!("state {}", told(&dir))));
     left.extend(cgroups(node).into_iter().map(|c| format!("cgroup {}", c.display())));
     left
+}
+
+/// A sandbox's directory with what is in it: that says who made it, and when.
+fn told(dir: &Path) -> String {
+    let log = fs::read_to_string(dir.join("runsc.log")).unwrap_or_default();
+    let names: Vec<_> = entries(dir).filter_map(|path| Some(path.file_name()?.to_owned())).collect();
+    format!("{} {names:?} {log}", dir.display())
 }
 
 /// Mount points below a directory, the last mounted first.

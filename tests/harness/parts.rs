@@ -125,18 +125,29 @@ pub fn schemathesis() -> PathBuf {
     part_dir("schemathesis").join("lib")
 }
 
+/// gVisor's own shim, which only benchmarks need.
+pub fn gvisor_shim() -> Option<PathBuf> {
+    let dir = part_place("gvisor-shim");
+    dir.join(".complete").exists().then(|| dir.join("bin/containerd-shim-runsc-v1"))
+}
+
 fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace")
 }
 
 /// Where `scripts/setup` has put a part.
 fn part_dir(part: &str) -> PathBuf {
+    let dir = part_place(part);
+    assert!(dir.join(".complete").exists(), "{part} is not installed: run scripts/setup {part}");
+    dir
+}
+
+/// Where it puts it, whether or not it has.
+fn part_place(part: &str) -> PathBuf {
     let setup = workspace().join("scripts/setup");
     let asked = Command::new(&setup).args(["--path", part]).output();
     let asked = asked.unwrap_or_else(|error| panic!("running {}: {error}", setup.display()));
-    let dir = PathBuf::from(String::from_utf8_lossy(&asked.stdout).trim());
-    assert!(dir.join(".complete").exists(), "{part} is not installed: run scripts/setup {part}");
-    dir
+    PathBuf::from(String::from_utf8_lossy(&asked.stdout).trim())
 }
 
 /// The directory of the shim under test.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::super::parts::Containerd;
 use super::super::{images, parts};
+use crate::harness::cri::GVISORS_OWN;
 
 /// Where Debian puts the CNI plugins, or their own release does.
 const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
@@ -50,7 +51,12 @@ runtime_type = "io.containerd.runc.v2"
         )
     };
     if containerd == Containerd::V2_4 {
-        let runtimes = runtimes("io.containerd.cri.v1.runtime", "");
+        let peer = |shim: std::path::PathBuf| {
+            let table = format!("[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.{GVISORS_OWN}]");
+            format!("{table}\nruntime_type = \"io.containerd.runsc.v1\"\nruntime_path = {shim:?}")
+        };
+        let peer = parts::gvisor_shim().map(peer).unwrap_or_default();
+        let runtimes = runtimes("io.containerd.cri.v1.runtime", &peer);
         return format!(
             r#"[plugins."io.containerd.cri.v1.images"]
 snapshotter = "{snapshotter}"

@@ -21,6 +21,7 @@ pub fn adapt(spec: &mut Value, root_id: &str) -> Result<(), TaskError> {
         *sandbox = json!(root_id);
     }
     limit_pod(spec);
+    own_user_namespace(spec);
     if let Some(profile) = spec.get_mut("linux").and_then(|linux| linux.get_mut("seccomp")) {
         *profile = seccomp::for_runsc(profile)?.unwrap_or_default();
     }
@@ -30,6 +31,23 @@ pub fn adapt(spec: &mut Value, root_id: &str) -> Result<(), TaskError> {
         }
     }
     Ok(())
+}
+
+/// A pod's user namespace comes by its path, which runsc's processes cannot join: they have threads by then (setns(2)). One with the same maps
+/// shows the same ids; the network, which belongs to the pod's, is joined before.
+fn own_user_namespace(spec: &mut Value) {
+    let is_mapped =
+        |spec: &Value, field: &str| spec.pointer(field).and_then(Value::as_array).is_some_and(|all| !all.is_empty());
+    if !(is_mapped(spec, "/linux/uidMappings") && is_mapped(spec, "/linux/gidMappings")) {
+        return;
+    }
+    for namespace in spec.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(namespace) =
+            namespace.as_object_mut().filter(|namespace| namespace.get("type") == Some(&json!("user")))
+        {
+            namespace.remove("path");
+        }
+    }
 }
 
 /// runsc knows `ro`, which holds for all below it, wherever it stands; in config.json the last word counts. It passes over what
