@@ -187,15 +187,21 @@ impl Runsc {
     /// Kills what is left of a sandbox that nobody else uses any more: one that was killed while it was made has no state that `delete`
     /// would find it by.
     pub fn kill_rest(&self) {
-        for pid in processes::told_in_one_word("root", &paths::runsc_root(&self.dir)) {
+        for pid in self.processes() {
             let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL); // it may have ended meanwhile
         }
+    }
+
+    /// All that runs of this sandbox: runsc's own processes, and commands, which join its control group while they make it.
+    fn processes(&self) -> Vec<i32> {
+        let root = paths::runsc_root(&self.dir);
+        [processes::told_in_one_word("root", &root), commands(&root)].concat()
     }
 
     /// Whether others are in a control group, who have their own life: not our processes, and not those that are about to go, which have no
     /// command line any more.
     pub fn is_shared(&self, group: &Path) -> bool {
-        let ours = processes::told_in_one_word("root", &paths::runsc_root(&self.dir));
+        let ours = self.processes();
         let lives = |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty());
         let all = cgroup::processes(group).unwrap_or_default();
         all.iter().any(|pid| !ours.contains(pid) && lives(pid))

@@ -16,7 +16,7 @@ mod view;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -49,6 +49,8 @@ pub struct Gvisor {
     /// The sandbox's process on the host.
     pid: OnceLock<i32>,
     host_network: OnceLock<bool>,
+    /// The control groups that its containers were to be in. On disk, too, where `delete` may have removed that already.
+    groups: Mutex<HashMap<String, PathBuf>>,
     measured: OnceLock<Measured>,
     members: Members,
     execs: Mutex<HashMap<Key, Running>>,
@@ -76,13 +78,17 @@ impl Gvisor {
         of_the_pod.choose(runsc).map_err(doing)?;
         let root_id = paths::runsc_id(&place.group);
         let calls = Arc::new(Calls::new(of_the_pod.clone(), &root_id, control));
-        let (pid, host_network, measured, members, execs) = Default::default();
-        Ok(Self { place, root_id, runsc: of_the_pod, calls, pid, host_network, measured, members, execs })
+        let (pid, host_network, groups, measured, members, execs) = Default::default();
+        Ok(Self { place, root_id, runsc: of_the_pod, calls, pid, host_network, groups, measured, members, execs })
     }
 
     /// Whether the sandbox lives and dies with this container.
     fn is_root(&self, id: &str) -> bool {
         id == self.place.group
+    }
+
+    fn groups(&self) -> MutexGuard<'_, HashMap<String, PathBuf>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn execs(&self) -> MutexGuard<'_, HashMap<Key, Running>> {
@@ -169,6 +175,9 @@ impl Backend for Gvisor {
         bundle::write(&new.spec, new.bundle)?;
         // The sandbox's, by its first container.
         self.host_network.get_or_init(|| harden::has_host_network(&new.spec));
+        if let Some(group) = spec::cgroup(&new.spec) {
+            self.groups().insert(new.id.to_owned(), group);
+        }
         if !self.is_root(new.id) {
             self.members.add(new.id);
         }
@@ -308,7 +317,7 @@ impl Backend for Gvisor {
         if let Err(error) = self.runsc.delete(&paths::runsc_id(id)).await {
             tracing::warn!(sandbox = id, %error, "runsc left something");
         }
-        let group = spec::cgroup_of(&paths::bundle(&self.place.dir, id));
+        let group = self.groups().remove(id);
         if let Some(group) = group.filter(|group| !cgroup::remove(group).unwrap_or(true)) {
             // runsc knew nothing of it, or could not ask the sandbox: it had failed half-way, its state was gone, or the sandbox is.
             if self.is_root(id) {

@@ -114,7 +114,7 @@ pub fn cgroup_of(bundle: &Path) -> Option<PathBuf> {
 }
 
 /// The same by its spec, where it is a path and not systemd's name for one.
-fn cgroup(spec: &Value) -> Option<PathBuf> {
+pub fn cgroup(spec: &Value) -> Option<PathBuf> {
     let path = spec.pointer("/linux/cgroupsPath")?.as_str()?;
     path.starts_with('/').then(|| path.into())
 }
