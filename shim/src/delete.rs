@@ -21,7 +21,7 @@ pub fn run(call: &Call) -> Result<(), Box<dyn std::error::Error>> {
     let dir = paths::sandbox(&paths::state_root(), &call.address, &call.namespace, &group);
     let (address, namespace) = (call.address.clone(), call.namespace.clone());
     let place = Place { dir, address, namespace, group: group.clone() };
-    backend::sweep(&place, &call.id)?;
+    backend::sweep(&place, &call.id, &bundle)?;
     mounts::unmount_all(&bundle.join("rootfs"));
     if group == call.id {
         fence::detach(&place);

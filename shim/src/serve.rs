@@ -84,6 +84,7 @@ async fn serve(call: &Call, listener: UnixListener, place: Place) -> Result<(), 
             create::abandon(&pod).await;
         }
     }
+    let _nothing_is_made = pod.creating.lock().await; // a Create that comes now would outlive its shim
     events.flush(Duration::from_secs(2)).await;
     // The reply to Shutdown is on its way still; then nobody has anything to ask.
     let _ = tokio::time::timeout(Duration::from_millis(100), server.shutdown()).await;

@@ -342,7 +342,10 @@ impl Node {
             left = leaks::of(self);
             left.is_empty().then_some(())
         });
-        assert!(clean.is_some(), "left behind: {left:#?}\ncontainerd's log:\n{}", tail(&self.log()));
+        let (log, named) = (self.log(), left.iter().filter_map(|what| what.rsplit('/').next()));
+        let of_it = |line: &&str| named.clone().any(|name| line.contains(name));
+        let told: Vec<_> = log.lines().filter(of_it).collect();
+        assert!(clean.is_some(), "left behind: {left:#?}\nof these: {told:#?}\ncontainerd's log:\n{}", tail(&log));
     }
 
     fn sweep(&self) {

@@ -146,8 +146,8 @@ pub fn forget(dir: &Path) {
     Runsc::new(dir).forget();
 }
 
-/// Removes what a killed shim has left of one container, from disk alone. Idempotent.
-pub fn sweep(place: &Place, id: &str) -> io::Result<()> {
+/// Removes what a killed shim has left of one container, from disk alone: `theirs` is containerd's bundle of it. Idempotent.
+pub fn sweep(place: &Place, id: &str, theirs: &Path) -> io::Result<()> {
     // First: whatever else does not let go, no secret stays.
     let run_dirs = paths::run_dir(&place.dir);
     match id == place.group {
@@ -156,7 +156,7 @@ pub fn sweep(place: &Place, id: &str) -> io::Result<()> {
     }
     match delegate::Shim::of(place) {
         Some(shim) => delegate::sweep(&shim, id)?,
-        None => gvisor::sweep(place, id)?,
+        None => gvisor::sweep(place, id, theirs)?,
     }
     let _ = fs::remove_dir_all(paths::bundle(&place.dir, id));
     if id == place.group || is_forgotten(&place.dir) {

@@ -345,7 +345,7 @@ const BUDGET: Duration = Duration::from_millis(4500);
 const LOOK: Duration = Duration::from_millis(10);
 
 /// What a killed shim has left of one container.
-pub fn sweep(place: &Place, id: &str) -> io::Result<()> {
+pub fn sweep(place: &Place, id: &str, theirs: &Path) -> io::Result<()> {
     let ends = Instant::now() + BUDGET;
     let runsc = Runsc::new(&place.dir);
     runsc.settle_blocking();
@@ -361,8 +361,9 @@ pub fn sweep(place: &Place, id: &str) -> io::Result<()> {
     if id == place.group {
         runsc.kill_rest();
     }
-    // A runsc that was killed had made it and told nobody.
-    if let Some(group) = spec::cgroup_of(&paths::bundle(&place.dir, id)) {
+    // A runsc that was killed had made it and told nobody. Ours may be gone already, by a shim that ended meanwhile.
+    let ours = paths::bundle(&place.dir, id);
+    if let Some(group) = spec::cgroup_of(&ours).or_else(|| spec::cgroup_of(theirs)) {
         while !runsc.is_shared(&group) && !cgroup::remove(&group)? && Instant::now() < ends {
             #[expect(clippy::disallowed_methods, reason = "the `delete` action has no other tasks")]
             std::thread::sleep(LOOK); // what was killed is not reaped yet
