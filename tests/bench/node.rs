@@ -22,9 +22,10 @@ const POLICY: &str = "[[rules]]\ndestination = \"93.184.215.18\"\nports = [9000]
 /// For whom.
 const AGENT: &str = "bench";
 
-/// A network with a node in it.
+/// A network with a node in it, whose volatile state is in memory, as /run is on a machine.
 pub fn network() -> Network {
-    Network::with(Setup::default(), &[("web", POLICY)], "")
+    let room = Some(4 << 20);
+    Network::with(Setup { bundles_kib: room, run_kib: room, ..Setup::default() }, &[("web", POLICY)], "")
 }
 
 /// A node with its agent, and a client of it.
