@@ -77,3 +77,55 @@ impl Recorder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use serde_json::{Value, json};
+    use trust::audit::Limits;
+
+    use super::super::events::Allowed;
+    use super::*;
+    use crate::policy::Protocol;
+    use crate::protocol::PolicyRef;
+    use crate::worker::Outcome;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_told_after_a_sandboxs_end_is_its_agents_still() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::new(dir.path(), "egress", "n1", Limits::default()).unwrap();
+        let recorder = Arc::new(Recorder::new(spool, Arc::new(Metrics::new())));
+        let sandbox = SandboxKey { namespace: "n".into(), id: "s".into() };
+        let policy = PolicyRef::Inline(json!({"rules": []}));
+        let waits = Attach { sandbox: sandbox.clone(), agent: None, netns: "/x".into(), policy, attestation: None };
+        recorder.know(&waits, 1);
+        recorder.know(&Attach { agent: Some("alice".into()), ..waits }, 2);
+        recorder.ended(&sandbox);
+        let attempt = |destination: &str, generation| Attempt {
+            sandbox: sandbox.clone(),
+            destination: destination.into(),
+            port: 443,
+            protocol: Protocol::Tcp,
+            outcome: Outcome::Denied("no rule allows it".into()),
+            rule: None,
+            generation,
+        };
+        let (tell, told) = mpsc::channel(1);
+        let settings = Events { window: Duration::from_secs(10), allowed: Allowed::Count };
+        let runs = tokio::spawn(recorder.clone().run(settings, told));
+        tell.send((vec![attempt("early.example", 1), attempt("late.example", 2)], 0)).await.unwrap();
+        drop(tell);
+        runs.await.unwrap();
+        let mut recorded = Vec::new();
+        for file in fs::read_dir(dir.path().join(recorder.spool.producer().as_str())).unwrap() {
+            let text = fs::read_to_string(file.unwrap().path()).unwrap();
+            recorded.extend(text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()));
+        }
+        let agent = |destination: &str| {
+            let found = recorded.iter().find(|record| record.to_string().contains(destination)).unwrap();
+            found.to_string().contains("alice")
+        };
+        assert_eq!((recorded.len(), agent("early.example"), agent("late.example")), (2, false, true), "{recorded:?}");
+    }
+}
