@@ -124,19 +124,9 @@ fn at_once(bench: &Bench<'_>, claims: usize, body: &Value) -> (Claims, Duration)
                 })
             })
             .collect();
-        let perf = std::env::var("BENCH_PERF").ok().map(|to| {
-            let n = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis();
-            let child = std::process::Command::new("perf").args(["record", "-a", "-g", "-F", "5000", "-o"]).arg(format!("{to}.{n}")).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
-            pause(Duration::from_millis(700));
-            child
-        });
         start.wait();
         let began = Instant::now();
         let last = callers.into_iter().map(|caller| caller.join().unwrap()).max().unwrap();
-        if let Some(mut perf) = perf {
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(perf.id() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
-            perf.wait().unwrap();
-        }
         last.saturating_duration_since(began)
     });
     let mut claims = Claims::default();
@@ -213,32 +203,6 @@ fn cold_spawns(bench: &Bench<'_>) -> Samples {
 }
 
 fn measure(bench: &Bench<'_>, store: &str, target: &str, claims: usize) {
-    if std::env::var_os("BENCH_EXECS").is_some() {
-        fill(bench, FULL);
-        let mut client = bench.client();
-        let all = client.ask("GET", "/v1/sandboxes", &Value::Null).json();
-        let ids: Vec<String> = all["sandboxes"].as_array().unwrap().iter().map(|s| s["id"].as_str().unwrap().to_owned()).collect();
-        table("execs in members");
-        let mut rounds: [Samples; 4] = Default::default();
-        for id in &ids {
-            let shim = bench.agent.network.node.direct(id);
-            for round in &mut rounds {
-                let began = Instant::now();
-                assert_eq!(shim.exec(&["/.creto/hold", "file", "/"]).0, 0);
-                round.add(began.elapsed());
-            }
-        }
-        for (n, round) in rounds.iter().enumerate() {
-            row(&format!("exec {n}"), "", round);
-        }
-        let done = serial(bench, FULL, "fail");
-        bench.end(&done.ids);
-        rows("hit, after execs", "", &done);
-        waterfall("after execs", &done);
-        if std::env::var("BENCH_EXECS").is_ok_and(|x| x == "only") {
-            return;
-        }
-    }
     let mut hits = Claims::default();
     while hits.whole.len() + hits.failed < claims {
         fill(bench, FULL);
