@@ -177,11 +177,12 @@ fn of_several_policies_one_that_the_kernel_refuses_holds_up_no_other() {
     let (a, b) = (lab.bridged("a", 2), lab.bridged("b", 3));
     lab.serve("0.0.0.0:80");
     let fences = fences();
-    let (stands, gone) = (fences.attach(slot(1), &a, &[]).unwrap(), fences.attach(slot(2), &b, &[]).unwrap());
-    assert_eq!(lab.tcp("a", "203.0.113.2:80"), Reached::Refused);
-    run("ip link del h3"); // and with it the chains on it: the second one cannot be put up anew either
-    run("nft delete element inet creto redirects { 0x00020000 }");
+    let gone = fences.attach(slot(2), &b, &[]).unwrap();
+    run("ip link del h3"); // and with it the chains on it: this one cannot be put up anew either
+    run("nft flush map inet creto redirects");
     run("nft delete chain inet creto s2-nat");
+    let stands = fences.attach(slot(1), &a, &[]).unwrap();
+    assert_eq!(lab.tcp("a", "203.0.113.2:80"), Reached::Refused);
     let rules = [allow("203.0.113.2/32")];
     let of = |number, ports: &[Port], stands: Stands| {
         Change { slot: slot(number), ports: ports.to_vec(), rules: rules.to_vec(), frame: stands.frame }
