@@ -23,6 +23,8 @@ use crate::spec::BadSpec;
 
 /// So much of what was written last is told, in bytes.
 const TOLD: u64 = 1024;
+/// What is executed for nothing may take so long: the node may be busy.
+const REHEARSAL: Duration = Duration::from_secs(30);
 /// A probe's process that was killed is gone within.
 const KILLED: Duration = Duration::from_secs(5);
 
@@ -55,8 +57,13 @@ pub async fn wait(ports: &Ports, id: &SandboxId, readiness: Option<&Readiness>) 
 /// Has a member that is held execute something, as a claim will: the first process beside a sandbox's own costs twice what a later one
 /// does, and that is paid here, not by whoever claims. One in which nothing can be executed is not ready.
 pub async fn rehearse(ports: &Ports, id: &SandboxId) -> Result<(), SpawnError> {
-    let root = "/".parse().map_err(|e: BadSpec| SpawnError::NotReady(e.to_string()))?;
-    wait(ports, id, Some(&Readiness::of(Probe::File(root)))).await
+    let not_ready = |why: String| SpawnError::NotReady(told(&why, &last_of(ports, id)));
+    let root = "/".parse().map_err(|e: BadSpec| not_ready(e.to_string()))?;
+    match Asker::new(ports, id, &Probe::File(root))?.ask(REHEARSAL).await {
+        Answer::Met => Ok(()),
+        Answer::Not(said) => Err(not_ready(format!("nothing can be executed in it: {said}"))),
+        Answer::Ended(status) => Err(not_ready(ended(status))),
+    }
 }
 
 /// Of a member that runs no more.

@@ -55,12 +55,7 @@ pub struct Registered {
 }
 
 /// Tells the sandbox's shim of its command. Nothing of it runs before [`start`]: this may go beside what must come before that.
-pub async fn register(
-    ports: &Ports,
-    shim: &Shim,
-    id: &SandboxId,
-    command: &Command,
-) -> Result<Registered, RunError> {
+pub async fn register(ports: &Ports, shim: &Shim, id: &SandboxId, command: &Command) -> Result<Registered, RunError> {
     let spec = process(&config(ports, id)?, command, false)?;
     let log = format!("file://{}", ports.log(id).display());
     let id = id.to_string();

@@ -139,8 +139,7 @@ async fn ask(ask: Ask) -> Result<Fence, FenceError> {
     let unsure = |error: &dyn std::fmt::Display| FenceError::Unsure(format!("creto-egress gave no answer: {error}"));
     let line = Question::line(ask).map_err(|e| unsure(&e))?;
     let connected = UnixStream::connect(&path).await;
-    let mut stream =
-        BufReader::new(connected.map_err(|error| FenceError::Down(ClientError::Down { path, error }))?);
+    let mut stream = BufReader::new(connected.map_err(|error| FenceError::Down(ClientError::Down { path, error }))?);
     let answered = async {
         stream.write_all(&line).await?;
         let mut answer = Vec::new();

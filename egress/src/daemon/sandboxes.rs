@@ -25,13 +25,13 @@ use super::netns;
 use super::recorder::Recorder;
 use super::state::{Kept, State};
 use super::worker::{Worker, WorkerError};
-use standings::{Standings, Turn};
 use crate::policy::{CompiledPolicy, Document, Policies, Policy, Rule};
 use crate::protocol::{
     Attach, Code, Fence, OwnRule, OwnRuleId, PolicyRef, Rebind, Refusal, Reloaded, SandboxKey, Update,
 };
 use crate::worker::authz;
 use crate::worker::control::Bind;
+use standings::{Standings, Turn};
 
 /// The node's fenced sandboxes, and all that fences are made with.
 pub struct Sandboxes {

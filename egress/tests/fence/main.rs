@@ -165,8 +165,11 @@ fn redirects(bridge_netfilter: bool) {
 
 /// Other policies, all at once: whose, around which ports, which rules, and what stands.
 fn change(fences: &Fences, all: &[(u16, &[Port], &[AddressRule], Stands)]) -> Vec<Stands> {
-    let change = |(number, ports, rules, stands): &(u16, &[Port], &[AddressRule], Stands)| {
-        Change { slot: slot(*number), ports: ports.to_vec(), rules: rules.to_vec(), frame: stands.frame }
+    let change = |(number, ports, rules, stands): &(u16, &[Port], &[AddressRule], Stands)| Change {
+        slot: slot(*number),
+        ports: ports.to_vec(),
+        rules: rules.to_vec(),
+        frame: stands.frame,
     };
     fences.change(&all.iter().map(change).collect::<Vec<_>>()).into_iter().map(Result::unwrap).collect()
 }
@@ -184,8 +187,11 @@ fn of_several_policies_one_that_the_kernel_refuses_holds_up_no_other() {
     let stands = fences.attach(slot(1), &a, &[]).unwrap();
     assert_eq!(lab.tcp("a", "203.0.113.2:80"), Reached::Refused);
     let rules = [allow("203.0.113.2/32")];
-    let of = |number, ports: &[Port], stands: Stands| {
-        Change { slot: slot(number), ports: ports.to_vec(), rules: rules.to_vec(), frame: stands.frame }
+    let of = |number, ports: &[Port], stands: Stands| Change {
+        slot: slot(number),
+        ports: ports.to_vec(),
+        rules: rules.to_vec(),
+        frame: stands.frame,
     };
     let done = fences.change(&[of(1, &a, stands), of(2, &b, gone)]);
     assert!(matches!(&done[..], [Ok(_), Err(FenceError::Kernel { .. })]), "{done:?}");
@@ -280,7 +286,10 @@ fn tampering_is_found_attaching_again_mends_it_and_detaching_leaves_nothing() {
         assert_eq!(both, [stands, others], "{tampering}");
     }
     let [nothing] = change(&fences, &[(1, &a, &[], stands)])[..] else { panic!("one was changed") };
-    assert!(nothing.ruleset != digest && nothing.frame == stands.frame, "its policy is another one, and the rest is as it was");
+    assert!(
+        nothing.ruleset != digest && nothing.frame == stands.frame,
+        "its policy is another one, and the rest is as it was"
+    );
     assert_eq!(lab.tcp("a", "203.0.113.2:80"), Reached::Refused);
     // Whatever else leads to its chains goes with them.
     run("nft add element inet creto receivers4 { 10.88.0.77 : goto s1 }");

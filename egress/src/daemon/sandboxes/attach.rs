@@ -81,8 +81,7 @@ impl Sandboxes {
             let others = self.standings.all().into_iter().filter(|other| other.kept.attach.sandbox != *turn.sandbox());
             let mut shared = others.filter_map(|other| {
                 let mut theirs = other.kept.fence.interfaces.iter().flat_map(|interface| &interface.addresses);
-                let is_ours =
-                    |address: &&IpAddr| interfaces.iter().any(|own| own.addresses.contains(address));
+                let is_ours = |address: &&IpAddr| interfaces.iter().any(|own| own.addresses.contains(address));
                 let address = theirs.find(|address| is_ours(address) && !is_link_local(address))?;
                 Some((other.kept.attach.sandbox.clone(), *address))
             });
