@@ -13,6 +13,7 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use egress::daemon::fence::Change;
 use egress::daemon::netns::Port;
 use egress::daemon::ruleset::Slot;
 use egress::policy::{Action, AddressRule};
@@ -94,13 +95,20 @@ fn main() {
     round_trips(&stream);
     println!("round trip beside 1: {}", round_trips(&stream));
     let copies: Vec<_> = (2..=500).map(|number| lab.copies(&a, number)).collect();
-    let attach = |number: u16| took(|| fences.attach(slot(number), &copies[usize::from(number) - 2], &rules).unwrap());
+    let stands = |number: u16| fences.attach(slot(number), &copies[usize::from(number) - 2], &rules).unwrap();
+    let attach = |number: u16| took(|| stands(number));
     println!("attach, the first hundred: {}", quantiles((2..=101).map(attach).collect()));
     (102..=400).for_each(|number| _ = attach(number));
     println!("attach, the last hundred of 500: {}", quantiles((401..=500).map(attach).collect()));
     // As a claim does it.
-    let change = |number: u16| took(|| fences.change(slot(number), &copies[usize::from(number) - 2], &rules).unwrap());
-    println!("another policy, of 500: {}", quantiles((2..=101).map(change).collect()));
+    let change = |number: u16| {
+        let ports = copies[usize::from(number) - 2].clone();
+        Change { slot: slot(number), ports, rules: rules.clone(), frame: stands(number).frame }
+    };
+    let changes: Vec<_> = (2..=101).map(change).collect();
+    let put = |changes: &[Change]| took(|| fences.change(changes).into_iter().for_each(|done| _ = done.unwrap()));
+    println!("another policy, of 500: {}", quantiles(changes.chunks(1).map(put).collect()));
+    println!("other policies for 20 at once, of 500: {}", quantiles(changes.chunks(20).map(put).collect()));
     println!("round trip beside 500: {}", round_trips(&stream));
     println!(
         "detach, of 500: {}",

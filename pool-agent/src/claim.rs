@@ -23,7 +23,7 @@ use crate::pool::template::{Mode, Pool};
 use crate::pools::WarmPoolManager;
 use crate::ports::{Hand, Ports};
 use crate::readiness;
-use crate::running::{self, Command};
+use crate::running::{self, Command, Registered, RunError};
 use crate::sandbox::{Claim, Fence, Phase, Sandbox};
 use crate::shim::{Shim, ShimError};
 use crate::spec::{NetworkPolicy, SandboxSpec};
@@ -81,16 +81,23 @@ async fn all(
     }
     pools.count_claim(&pool.name);
 
+    let commanded = pool.template.mode == Mode::Hold && !spec.command.is_empty();
+    let command = commanded.then(|| Command {
+        args: spec.command.clone(),
+        env: spec.env.clone(),
+        cwd: spec.cwd.clone(),
+        user: request.user.clone(),
+    });
     let mut lost = 0;
-    let (member, hand, warm, taken, shim, bound) = loop {
+    let (member, hand, warm, taken, shim, bound, registered) = loop {
         let (member, hand, warm) = take(pools, pool, request, caller, began).await?;
         if member.phase == Phase::Running {
             let took = Took { total: micros(began.elapsed()), ..Took::default() };
             return Ok(Claimed { sandbox: member, warm, took }); // asked before, and done before
         }
         let taken = began.elapsed();
-        match bind(ports, &member, &spec, caller).await {
-            Ok((shim, bound)) => break (member, hand, warm, taken, shim, bound),
+        match bind(ports, &member, &spec, caller, command.as_ref()).await {
+            Ok((shim, bound, registered)) => break (member, hand, warm, taken, shim, bound, registered),
             Err(error) => {
                 give_up(ports, &hand, error.code(), error.to_string()).await;
                 pools.look();
@@ -113,14 +120,16 @@ async fn all(
         fence: Some(fence),
         attestation: bound.statement_digest.parse().ok(),
         expires_at,
-        spec: Some(spec.clone()),
+        spec: Some(spec),
         ..Change::default()
     };
     // Before the record says that it runs: killed in between, whoever asks again by the same key has the command started, too.
-    let commanded = pool.template.mode == Mode::Hold && !spec.command.is_empty();
-    if commanded {
-        let command = Command { args: spec.command, env: spec.env, cwd: spec.cwd, user: request.user.clone() };
-        if let Err(error) = running::start(ports, &shim, &member.id, &command).await {
+    if let Some(registered) = registered {
+        let started = match registered {
+            Ok(registered) => running::start(&shim, &member.id, registered).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = started {
             give_up(ports, &hand, "start-failed", error.to_string()).await;
             return Err(ClaimError::Spawn(SpawnError::StartFailed(error.to_string())));
         }
@@ -292,13 +301,15 @@ async fn cold(
     }
 }
 
-/// The member's shim does it, once; under its claim's id it may be asked again.
+/// The member's shim does it, once; under its claim's id it may be asked again. Beside that it is told of the command, which is started
+/// when the member is bound, and not before.
 async fn bind(
     ports: &Ports,
     member: &Sandbox,
     spec: &SandboxSpec,
     caller: &Caller,
-) -> Result<(Shim, Bound), ClaimError> {
+    command: Option<&Command>,
+) -> Result<(Shim, Bound, Option<Result<Registered, RunError>>), ClaimError> {
     let claim = member.claim.as_ref().ok_or_else(|| ClaimError::BindFailed("its record names no claim".into()))?;
     let generation = member.pool.as_ref().map(|member| member.generation.to_string()).unwrap_or_default();
     let request = RebindRequest {
@@ -315,6 +326,13 @@ async fn bind(
         ShimError::NotFound(why) => ClaimError::MemberLost(why), // containerd has no such task any more
         error => causes::of_claim(error),
     })?;
-    let bound = shim.rebind(&request).await.map_err(causes::of_claim)?;
-    Ok((shim, bound))
+    let register = async {
+        match command {
+            Some(command) => Some(running::register(ports, &shim, &member.id, command).await),
+            None => None,
+        }
+    };
+    let (bound, registered) = tokio::join!(shim.rebind(&request), register);
+    let bound = bound.map_err(causes::of_claim)?;
+    Ok((shim, bound, registered))
 }

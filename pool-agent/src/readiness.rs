@@ -19,9 +19,12 @@ use crate::ports::Ports;
 use crate::running::{self, Command};
 use crate::shim::{Exec, Process, Shim, ShimError};
 use crate::spawn::HOLDER;
+use crate::spec::BadSpec;
 
 /// So much of what was written last is told, in bytes.
 const TOLD: u64 = 1024;
+/// What is executed for nothing may take so long: the node may be busy.
+const REHEARSAL: Duration = Duration::from_secs(30);
 /// A probe's process that was killed is gone within.
 const KILLED: Duration = Duration::from_secs(5);
 
@@ -48,6 +51,18 @@ pub async fn wait(ports: &Ports, id: &SandboxId, readiness: Option<&Readiness>) 
     match until_met(readiness, &asker).await {
         Ok(()) => Ok(()),
         Err(why) => Err(SpawnError::NotReady(told(&why, &last_of(ports, id)))),
+    }
+}
+
+/// Has a member that is held execute something, as a claim will: the first process beside a sandbox's own costs twice what a later one
+/// does, and that is paid here, not by whoever claims. One in which nothing can be executed is not ready.
+pub async fn rehearse(ports: &Ports, id: &SandboxId) -> Result<(), SpawnError> {
+    let not_ready = |why: String| SpawnError::NotReady(told(&why, &last_of(ports, id)));
+    let root = "/".parse().map_err(|e: BadSpec| not_ready(e.to_string()))?;
+    match Asker::new(ports, id, &Probe::File(root))?.ask(REHEARSAL).await {
+        Answer::Met => Ok(()),
+        Answer::Not(said) => Err(not_ready(format!("nothing can be executed in it: {said}"))),
+        Answer::Ended(status) => Err(not_ready(ended(status))),
     }
 }
 

@@ -47,19 +47,30 @@ pub enum RunError {
     Shim(#[from] ShimError),
 }
 
-/// Starts the sandbox's command by its shim, once: an earlier agent may have been killed after it had.
-pub async fn start(ports: &Ports, shim: &Shim, id: &SandboxId, command: &Command) -> Result<(), RunError> {
+/// A command that its sandbox's shim knows, and that nothing of runs.
+#[must_use = "it does not run before it is started"]
+pub struct Registered {
+    /// An earlier agent had it registered, and may have started it before it was killed.
+    before: bool,
+}
+
+/// Tells the sandbox's shim of its command. Nothing of it runs before [`start`]: this may go beside what must come before that.
+pub async fn register(ports: &Ports, shim: &Shim, id: &SandboxId, command: &Command) -> Result<Registered, RunError> {
     let spec = process(&config(ports, id)?, command, false)?;
     let log = format!("file://{}", ports.log(id).display());
     let id = id.to_string();
     let main = Process { id: &id, exec: MAIN };
     let exec = Exec { process: main, spec: &spec, stdin: "", stdout: &log, stderr: &log, terminal: false };
-    let there = match shim.exec(&exec).await {
-        Err(ShimError::AlreadyExists(_)) => true,
-        made => made.map(|()| false)?,
-    };
-    match shim.start(main).await {
-        Err(ShimError::Refused(_)) if there => Ok(()), // it runs, or has ended
+    match shim.exec(&exec).await {
+        Err(ShimError::AlreadyExists(_)) => Ok(Registered { before: true }),
+        made => Ok(made.map(|()| Registered { before: false })?),
+    }
+}
+
+/// Starts the sandbox's command, once.
+pub async fn start(shim: &Shim, id: &SandboxId, Registered { before }: Registered) -> Result<(), RunError> {
+    match shim.start(Process { id: &id.to_string(), exec: MAIN }).await {
+        Err(ShimError::Refused(_)) if before => Ok(()), // it runs, or has ended
         started => Ok(started.map(drop)?),
     }
 }

@@ -14,7 +14,7 @@ use crate::metrics::PoolCounts;
 use crate::pool::member::{Change, Input};
 use crate::pool::reconcile::{Act, CLAIM_GRACE, Member, Why, plan};
 use crate::pool::target;
-use crate::pool::template::Pool;
+use crate::pool::template::{Mode, Pool};
 use crate::pools::{PoolError, WarmPoolManager};
 use crate::ports::Hand;
 use crate::readiness;
@@ -149,7 +149,10 @@ impl WarmPoolManager {
             let wished = ports.store.sandbox(&id).await.map_err(SpawnError::Store)?.ok_or(SpawnError::Interrupted)?;
             let made = make(ports, &wished, first).await?;
             drop(room); // a server that is slow to start keeps no other pool waiting
-            readiness::wait(ports, &id, pool.template.readiness.as_ref()).await?;
+            match pool.template.mode {
+                Mode::Hold => readiness::rehearse(ports, &id).await?,
+                Mode::Run => readiness::wait(ports, &id, pool.template.readiness.as_ref()).await?,
+            }
             let change = Change { attestation: made.attestation, ..Change::default() };
             ports.store.advance(&id, Input::Warmed(made.fence), change, ports.now()).await.map_err(SpawnError::Store)
         };

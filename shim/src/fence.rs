@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use egress::client::{Client, ClientError, DEADLINE};
-use egress::protocol::{Answer, Ask, Attach, Code, Fence, PolicyRef, Question, Rebind, Refusal, SandboxKey, Update};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use egress::protocol::{
+    Answer, Ask, Attach, Code, Fence, MAX_LINE, PolicyRef, Question, Rebind, Refusal, SandboxKey, Update,
+};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use trust::digest::Digest;
 use trust::id::AgentId;
@@ -131,16 +133,29 @@ impl Fences for Egress {
     }
 }
 
-/// What is answered with a fence.
+/// What is answered with a fence. Without a thread of its own: a claim waits for the answer.
 async fn ask(ask: Ask) -> Result<Fence, FenceError> {
-    let asked = tokio::task::spawn_blocking(move || {
-        let mut daemon = Client::connect(&paths::egress(), DEADLINE).map_err(FenceError::Down)?;
-        daemon.fence(ask).map_err(|error| match error {
-            ClientError::Refused(refusal) => FenceError::Refused(refusal),
-            other => FenceError::Unsure(other.to_string()),
-        })
-    });
-    asked.await.map_err(|e| FenceError::Unsure(e.to_string()))?
+    let path = paths::egress();
+    let unsure = |error: &dyn std::fmt::Display| FenceError::Unsure(format!("creto-egress gave no answer: {error}"));
+    let line = Question::line(ask).map_err(|e| unsure(&e))?;
+    let connected = UnixStream::connect(&path).await;
+    let mut stream = BufReader::new(connected.map_err(|error| FenceError::Down(ClientError::Down { path, error }))?);
+    let answered = async {
+        stream.write_all(&line).await?;
+        let mut answer = Vec::new();
+        (&mut stream).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut answer).await?;
+        match answer.last() {
+            Some(b'\n') => Ok(answer),
+            _ => Err(Error::new(ErrorKind::UnexpectedEof, "it closed the connection")),
+        }
+    };
+    let late = |_| Err(Error::from(ErrorKind::TimedOut));
+    let answer = tokio::time::timeout(DEADLINE, answered).await.unwrap_or_else(late).map_err(|e| unsure(&e))?;
+    match serde_json::from_slice(&answer).map_err(|e| unsure(&e))? {
+        Answer::Fence(fence) => Ok(fence),
+        Answer::Refused(refusal) => Err(FenceError::Refused(refusal)),
+        other => Err(unsure(&format!("{other:?} instead of a fence"))),
+    }
 }
 
 /// Takes a fence down, whether there is one or not. One that cannot be asked for sweeps by itself what belongs to nobody.

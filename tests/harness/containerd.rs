@@ -35,6 +35,10 @@ pub struct Setup {
     pub renamed: Option<[&'static str; 2]>,
     /// A tmpfs of so many KiB under containerd's state, where the bundles are.
     pub bundles_kib: Option<u32>,
+    /// A tmpfs of so many KiB where the node's own state is that a reboot empties, as /run is.
+    pub run_kib: Option<u32>,
+    /// An ext4 of so many MiB, with a journal, where what outlives a reboot is kept: whatever the machine's own disk is.
+    pub lib_mib: Option<u32>,
     /// runtime.toml; none where it is empty.
     pub settings: String,
     /// What else is in containerd's environment, and so in its shims'.
@@ -73,10 +77,21 @@ impl Node {
         for sub in ["bin", "cni", "creto/etc", "fifos", "state", "lower", "upper", "work", "merged"] {
             fs::create_dir_all(dir.path().join(sub)).unwrap();
         }
-        if let Some(kib) = setup.bundles_kib {
-            let size = format!("size={kib}k");
-            mount(Some("tmpfs"), &dir.path().join("state"), Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))
-                .unwrap();
+        for (sub, kib) in [("state", setup.bundles_kib), ("creto/run", setup.run_kib)] {
+            let Some(kib) = kib else { continue };
+            let (place, size) = (dir.path().join(sub), format!("mode=755,size={kib}k"));
+            fs::create_dir_all(&place).unwrap();
+            mount(Some("tmpfs"), &place, Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
+        }
+        if let Some(mib) = setup.lib_mib {
+            let (image, place) = (dir.path().join("lib.img"), dir.path().join("creto/lib"));
+            fs::create_dir_all(&place).unwrap();
+            File::create(&image).unwrap().set_len(u64::from(mib) << 20).unwrap();
+            for (program, args) in [("mkfs.ext4", &["-q", "-J", "size=32"][..]), ("mount", &["-o", "loop"])] {
+                let mut command = Command::new(program);
+                command.args(args).arg(&image).args((program == "mount").then_some(&place));
+                assert!(command.status().unwrap().success(), "{command:?}");
+            }
         }
         let name = format!("t{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
         let snapshotter = setup.snapshotter.unwrap_or_else(|| images::snapshotter(dir.path()));
@@ -383,7 +398,9 @@ impl Drop for Node {
         };
         self.stop_containerd();
         leaks::clear(self);
-        let _ = umount2(&self.path("state"), MntFlags::MNT_DETACH);
+        for sub in ["state", "creto/run", "creto/lib"] {
+            let _ = umount2(&self.path(sub), MntFlags::MNT_DETACH); // most have none
+        }
         assert!(left.is_empty(), "the test left behind: {left:#?}\ncontainerd's log:\n{}", tail(&self.log()));
     }
 }

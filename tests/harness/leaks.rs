@@ -58,7 +58,7 @@ pub fn of(node: &Node) -> Vec<String> {
                 .iter()
                 .any(|ours| p.command.contains(ours))
     };
-    let small = ["state", "creto/lib"].map(|disk| node.path(disk)); // a test may have put a small disk there
+    let small = ["state", "creto/lib", "creto/run"].map(|disk| node.path(disk)); // a test may have put a small disk there
     let mut left: Vec<_> =
         processes_of(&dir).into_iter().filter(ours).map(|p| format!("process {} {}", p.pid, p.command)).collect();
     left.extend(

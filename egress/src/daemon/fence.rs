@@ -10,7 +10,7 @@ use trust::digest::Digest;
 use super::kernel::{Entry, Kernel};
 use super::netlink::refusal;
 use super::netns::Port;
-use super::nf_tables::{Change, Family};
+use super::nf_tables::{self, Family};
 use super::ruleset::{self, MAPS, MAX_INTERFACES, Settings, Slot};
 use crate::policy::AddressRule;
 use crate::protocol::Interface;
@@ -22,8 +22,27 @@ pub struct Fences {
     settings: Settings,
 }
 
-/// How a fence gets into the kernel: [`Fences::attach`], or [`Fences::change`] where it stands.
-pub type Put = fn(&Fences, Slot, &[Port], &[AddressRule]) -> Result<Digest, FenceError>;
+/// What stands around a sandbox, as the kernel says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stands {
+    /// Of all that decides on its packets: what is attested.
+    pub ruleset: Digest,
+    /// Of all of that but the rules that its policy is made into. Under another policy it is the same.
+    pub frame: Digest,
+}
+
+/// Another policy for a fence that stands.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// Whose.
+    pub slot: Slot,
+    /// What it stands around.
+    pub ports: Vec<Port>,
+    /// What it is to permit.
+    pub rules: Vec<AddressRule>,
+    /// What stands there beside the policy's rules, as it was last read back.
+    pub frame: Digest,
+}
 
 /// Why there is no fence, or none that we know of.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +57,9 @@ pub enum FenceError {
         /// What it said.
         source: io::Error,
     },
+    /// Nobody speaks with the kernel any more.
+    #[error("the thread that speaks with nf_tables has ended; the log says why: restart creto-egress")]
+    Gone,
     /// More than the rules have room for.
     #[error("{0} network interfaces in one sandbox: give it at most {MAX_INTERFACES}")]
     TooManyInterfaces(usize),
@@ -46,6 +68,9 @@ pub enum FenceError {
 fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> FenceError {
     move |source| FenceError::Kernel { doing, source }
 }
+
+/// A table or a chain that was read back, if there is one.
+type Part = Option<Vec<u8>>;
 
 /// What an audit found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,9 +89,14 @@ impl Fences {
         Ok(Self { kernel, settings })
     }
 
+    /// What they are made with.
+    pub fn settings(&self) -> Settings {
+        self.settings
+    }
+
     /// Puts a fence around a sandbox, in place of whatever this slot has: flows that it does not permit end with their next packet,
-    /// in either direction, and the others go on. Returns the digest of what then stands in the kernel.
-    pub fn attach(&self, slot: Slot, ports: &[Port], rules: &[AddressRule]) -> Result<Digest, FenceError> {
+    /// in either direction, and the others go on. Returns what then stands in the kernel.
+    pub fn attach(&self, slot: Slot, ports: &[Port], rules: &[AddressRule]) -> Result<Stands, FenceError> {
         if ports.len() > MAX_INTERFACES {
             return Err(FenceError::TooManyInterfaces(ports.len()));
         }
@@ -79,30 +109,35 @@ impl Fences {
         let mut changes = take(stale);
         changes.extend(ruleset::attach(&self.settings, slot, ports, rules));
         self.kernel.commit(&changes).map_err(failed("install a fence"))?;
-        self.read_back(slot, &interfaces)
+        self.read_back(&self.shared()?, slot, &interfaces)
     }
 
-    /// Other rules in a fence that stands, as this daemon put it, around the same ports: nothing is looked for that cannot be there, so
-    /// it costs the same however many fences there are. Every rule is put anew; where the kernel does not have the chains that
-    /// belong there and no others, all of the fence is.
-    pub fn change(&self, slot: Slot, ports: &[Port], rules: &[AddressRule]) -> Result<Digest, FenceError> {
-        let changes = ruleset::change(&self.settings, slot, ports, rules);
-        let (expected, interfaces) = (slot.chains(ports.len()).len(), interfaces(ports));
-        if let Err(error) = self.kernel.commit(&changes) {
-            tracing::warn!(mark = slot.mark(), %error, "a fence is not as it was put up: it is put up anew");
-            return self.attach(slot, ports, rules);
-        }
-        match self.standing(slot, &interfaces)? {
-            (chains, digest) if chains == expected => Ok(digest),
-            _ => self.attach(slot, ports, rules),
-        }
-    }
-
-    /// The digest of what this daemon puts into the kernel for such a fence: another one where its version or its settings are
-    /// others.
-    pub fn put(&self, slot: Slot, ports: &[Port], rules: &[AddressRule]) -> Digest {
-        let changes = [ruleset::shared(&self.settings), ruleset::attach(&self.settings, slot, ports, rules)];
-        Digest::of(changes.iter().flatten().map(|change| format!("{change}\n")).collect::<String>().as_bytes())
+    /// Other policies for fences that stand, of as many sandboxes as wait for one: in one transaction, for the kernel looks through a
+    /// whole table at the end of each. Where it refuses that, each has one of its own, and what is wrong with one is not the
+    /// others'. Nothing is put but the policy's rules; a fence of which all the rest is not as it was last read back is put up anew.
+    pub fn change(&self, all: &[Change]) -> Vec<Result<Stands, FenceError>> {
+        let put = |some: &[Change]| {
+            let changes = some.iter().flat_map(|one| ruleset::policy(&self.settings, one.slot, &one.rules));
+            self.kernel.commit(&changes.collect::<Vec<_>>())
+        };
+        let joined = all.len() > 1 && put(all).is_ok();
+        let shared = match joined {
+            true => self.shared().ok(), // else each reads it for itself, and says why it cannot
+            false => None,
+        };
+        let change = |one: &Change| {
+            let Change { slot, ports, rules, frame } = one;
+            if !joined && let Err(error) = put(std::slice::from_ref(one)) {
+                tracing::warn!(mark = slot.mark(), %error, "a fence is not as it was put up: it is put up anew");
+                return self.attach(*slot, ports, rules);
+            }
+            let stands = match &shared {
+                Some(shared) => self.read_back(shared, *slot, &interfaces(ports))?,
+                None => self.read_back(&self.shared()?, *slot, &interfaces(ports))?,
+            };
+            if stands.frame == *frame { Ok(stands) } else { self.attach(*slot, ports, rules) }
+        };
+        all.iter().map(change).collect()
     }
 
     /// Removes all that belongs to a slot; it makes no difference what of it is there. `interfaces`: those that it was put around,
@@ -128,37 +163,43 @@ impl Fences {
 
     /// Whether a sandbox's rules, and those that all share, are still what they were when `was` was returned.
     pub fn audit(&self, slot: Slot, interfaces: &[Interface], was: Digest) -> Result<Audit, FenceError> {
-        let now = self.read_back(slot, interfaces)?;
+        let now = self.read_back(&self.shared()?, slot, interfaces)?.ruleset;
         Ok(if now == was { Audit::Intact } else { Audit::Tampered(now) })
     }
 
-    /// The digest of all that decides on a sandbox's packets: the shared chains, its own, and what leads to them.
-    pub fn read_back(&self, slot: Slot, interfaces: &[Interface]) -> Result<Digest, FenceError> {
-        self.standing(slot, interfaces).map(|(_, digest)| digest)
+    /// What all sandboxes share: the tables, and the chains that packets pass first.
+    fn shared(&self) -> Result<Vec<Part>, FenceError> {
+        let mut parts = self.kernel.tables(&[Family::Inet, Family::Netdev]).map_err(failed("read a table"))?;
+        let chains = ruleset::SHARED.map(|name| (Family::Inet, name.to_owned()));
+        parts.extend(self.kernel.chains(&chains).map_err(failed("read a chain"))?);
+        Ok(parts)
     }
 
-    /// The same, and how many chains of its own it has.
-    fn standing(&self, slot: Slot, interfaces: &[Interface]) -> Result<(usize, Digest), FenceError> {
-        let tables = self.kernel.tables(&[Family::Inet, Family::Netdev]).map_err(failed("read a table"))?;
-        let shared = ruleset::SHARED.map(|name| (Family::Inet, name.to_owned()));
-        let chains = [&shared[..], &slot.chains(MAX_INTERFACES)].concat();
-        let chains = self.kernel.chains(&chains).map_err(failed("read a chain"))?;
-        let own = chains[shared.len()..].iter().flatten().count();
-        let mut all = Vec::new();
-        for part in tables.into_iter().chain(chains) {
-            all.push(part.is_some().into());
-            let bytes = part.unwrap_or_default();
-            all.extend((bytes.len() as u64).to_be_bytes());
-            all.extend(bytes);
-        }
+    /// All that decides on a sandbox's packets: what all share, its own chains, and what leads to them.
+    fn read_back(&self, shared: &[Part], slot: Slot, interfaces: &[Interface]) -> Result<Stands, FenceError> {
+        let chains = slot.chains(MAX_INTERFACES);
+        let own = self.kernel.chains(&chains).map_err(failed("read a chain"))?;
         let mut entries = self.entries_at(slot, interfaces)?;
         entries.sort();
-        for Entry { map, key, chain } in entries {
-            all.extend(
-                format!("{map} {} {chain}\n", key.iter().map(|byte| format!("{byte:02x}")).collect::<String>()).bytes(),
-            );
+        let (mut all, mut frame) = (Vec::new(), Vec::new());
+        let named = shared.iter().map(|part| (false, part));
+        let named = named.chain(chains.iter().zip(&own).map(|((_, name), part)| (slot.is_policys(name), part)));
+        for (is_policys, part) in named {
+            let bytes = part.as_deref().unwrap_or_default();
+            let length = (bytes.len() as u64).to_be_bytes();
+            for into in [Some(&mut all), (!is_policys).then_some(&mut frame)].into_iter().flatten() {
+                into.push(part.is_some().into());
+                into.extend(length);
+                into.extend(bytes);
+            }
         }
-        Ok((own, Digest::of(&all)))
+        for Entry { map, key, chain } in entries {
+            let key: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+            let line = format!("{map} {key} {chain}\n");
+            all.extend(line.bytes());
+            frame.extend(line.bytes());
+        }
+        Ok(Stands { ruleset: Digest::of(&all), frame: Digest::of(&frame) })
     }
 
     /// What leads to a sandbox's chains, by looking through all that is there.
@@ -178,8 +219,8 @@ impl Fences {
     }
 }
 
-fn take(entries: Vec<Entry>) -> Vec<Change> {
-    entries.into_iter().map(|entry| Change::Take(entry.map, entry.key)).collect()
+fn take(entries: Vec<Entry>) -> Vec<nf_tables::Change> {
+    entries.into_iter().map(|entry| nf_tables::Change::Take(entry.map, entry.key)).collect()
 }
 
 fn interfaces(ports: &[Port]) -> Vec<Interface> {

@@ -2,12 +2,14 @@
 //! `worker`.
 //!
 //! Reading order: `run`, `server`, `sandboxes`, which tells how a fence is put up; what that stands on follows: `fence` (over the
-//! pure `ruleset` and `nf_tables`, and `netns`, `kernel` and `netlink` with effects), `state`, `names`, `worker`, `recorder`.
+//! pure `ruleset` and `nf_tables`, and `netns`, `kernel` and `netlink` with effects, by one thread, `enforcer`), `state`, `names`, `worker`, `recorder`.
 
 mod config;
+mod enforcer;
 mod events;
 pub mod fence;
 pub mod kernel;
+mod known;
 mod metrics;
 mod names;
 pub mod netlink;

@@ -8,6 +8,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use trust::digest::Digest;
 
 mod ingress;
 mod parts;
@@ -89,6 +90,11 @@ impl Slot {
         inet.into_iter().chain(devices).collect()
     }
 
+    /// Whether a chain has the rules that the sandbox's policy is made into, and no others.
+    pub fn is_policys(self, chain: &str) -> bool {
+        [self.policy(), self.nat()].iter().any(|name| name == chain)
+    }
+
     /// The slot that a chain belongs to.
     pub fn of_chain(name: &str) -> Option<Self> {
         name.strip_prefix('s')?.split('-').next()?.parse().ok().and_then(Self::new)
@@ -118,12 +124,7 @@ pub const MAPS: [&str; 5] = [SENDERS, REDIRECTS, DENIALS, RECEIVERS4, RECEIVERS6
 
 /// Puts a fence around a sandbox, in place of what stands there.
 pub fn attach(settings: &Settings, slot: Slot, ports: &[Port], rules: &[AddressRule]) -> Vec<Change> {
-    [remove_devices(slot), change(settings, slot, ports, rules)].concat()
-}
-
-/// Puts every rule of a fence anew, where the same interfaces had one, or none had.
-pub fn change(settings: &Settings, slot: Slot, ports: &[Port], rules: &[AddressRule]) -> Vec<Change> {
-    let mut changes = Vec::new();
+    let mut changes = remove_devices(slot);
     for (_, name) in slot.chains(0) {
         changes.push(Change::Chain(Family::Inet, name.clone(), None));
         changes.push(Change::Flush(Family::Inet, name));
@@ -159,6 +160,19 @@ pub fn change(settings: &Settings, slot: Slot, ports: &[Port], rules: &[AddressR
     let interfaces: Vec<_> = ports.iter().map(|port| port.interface.clone()).collect();
     changes.extend(elements(slot, &interfaces).into_iter().map(|(map, key, verdict)| Change::Put(map, key, verdict)));
     changes
+}
+
+/// Puts the rules of another policy in the place of those of the one before.
+pub fn policy(settings: &Settings, slot: Slot, rules: &[AddressRule]) -> Vec<Change> {
+    let mut changes = [slot.policy(), slot.nat()].map(|name| Change::Flush(Family::Inet, name)).to_vec();
+    changes.extend(content(settings, slot, rules));
+    changes
+}
+
+/// Of what is put into the kernel for such a fence: another one where the daemon's version or its settings are others.
+pub fn digest(settings: &Settings, slot: Slot, ports: &[Port], rules: &[AddressRule]) -> Digest {
+    let changes = [shared(settings), attach(settings, slot, ports, rules)];
+    Digest::of(changes.iter().flatten().map(|change| format!("{change}\n")).collect::<String>().as_bytes())
 }
 
 /// Takes the fence away. What is in the maps must be taken out before.
@@ -336,6 +350,7 @@ mod tests {
         ];
         golden("shared.txt", &shared(&SETTINGS));
         golden("attach.txt", &attach(&SETTINGS, slot, &[bridged()], &rules));
+        golden("policy.txt", &policy(&SETTINGS, slot, &rules));
         golden("detach.txt", &detach(slot));
     }
 

@@ -15,6 +15,7 @@ use trust::audit::{Limits, Spool};
 use trust::id::NodeId;
 
 use super::config::{Config, ConfigError};
+use super::enforcer::Enforcer;
 use super::fence::{FenceError, Fences};
 use super::metrics::{self, Metrics, Shown};
 use super::names::KeptNames;
@@ -126,6 +127,7 @@ async fn serve(paths: Paths, config: Config, activated: Option<UnixListener>, de
         host_connects: config.host_connects,
     };
     let fences = Fences::open(settings)?; // those of an earlier daemon stand on
+    let enforcer = doing("starting a thread", Enforcer::start(fences))?;
     let sockets = doing(format!("listening on {:?}", config.ports), Sockets::bind(config.ports))?;
     let (tell, told) = mpsc::channel(ATTEMPTS);
     tokio::spawn(recorder.clone().run(config.events, told));
@@ -136,7 +138,7 @@ async fn serve(paths: Paths, config: Config, activated: Option<UnixListener>, de
     let worker = Worker::keep(Start { program, debug, settings, sockets, names }, tell.clone());
     let policies = Policies::new(paths.policies());
     let sandboxes =
-        Sandboxes::new(policies, state, fences, worker.clone(), recorder, metrics.clone(), config.authz.clone());
+        Sandboxes::new(policies, state, enforcer, worker.clone(), recorder, metrics.clone(), config.authz.clone());
     let sandboxes = Arc::new(sandboxes);
     sandboxes.recover().await.map_err(DaemonFailed::Recover)?;
 
@@ -193,7 +195,7 @@ fn listen_to_kernel(log: Log, sandboxes: Arc<Sandboxes>, tell: mpsc::Sender<(Vec
     });
     tokio::spawn(async move {
         while let Some(denied) = heard.recv().await {
-            if let Some(attempt) = sandboxes.denied(denied).await {
+            if let Some(attempt) = sandboxes.denied(denied) {
                 let _ = tell.send((vec![attempt], 0)).await; // nobody records any more
             }
         }

@@ -105,17 +105,17 @@ async fn answer(sandboxes: &Sandboxes, metrics: &Shown, ask: Ask) -> Result<Answ
         Ask::RemoveRule(own) => Answer::Fence(sandboxes.remove_rule(own).await?),
         Ask::Detach(sandbox) => sandboxes.detach(&sandbox).await.map(|()| Answer::Done)?,
         Ask::List => Answer::Fences(sandboxes.list().await),
-        Ask::Get(sandbox) => Answer::Policy(sandboxes.get(&sandbox).await?),
-        Ask::Explain(flow) => Answer::Explained(sandboxes.explain(&flow).await?),
+        Ask::Get(sandbox) => Answer::Policy(sandboxes.get(&sandbox)?),
+        Ask::Explain(flow) => Answer::Explained(sandboxes.explain(&flow)?),
         Ask::Revoke(sandbox) => sandboxes.revoke(&sandbox).await.map(|()| Answer::Done)?,
         Ask::Reload => Answer::Reloaded(sandboxes.reload().await),
         Ask::Metrics => Answer::Metrics(metrics.text().await),
-        Ask::Watch(sandbox) => Answer::Fence(sandboxes.watch(&sandbox).await?.borrow().clone()),
+        Ask::Watch(sandbox) => Answer::Fence(sandboxes.watch(&sandbox)?.borrow().clone()),
     })
 }
 
 async fn watch(sandboxes: &Sandboxes, sandbox: &SandboxKey, writer: &mut OwnedWriteHalf) -> io::Result<()> {
-    let mut changes = match sandboxes.watch(sandbox).await {
+    let mut changes = match sandboxes.watch(sandbox) {
         Ok(changes) => changes,
         Err(refusal) => return write(writer, &Answer::Refused(refusal)).await,
     };

@@ -28,6 +28,9 @@ pub struct Kept {
     pub ports: Vec<Port>,
     /// As it stands, or is about to.
     pub fence: Fence,
+    /// What stands in the kernel for it beside its policy's rules, as it was read back: another policy leaves that as it is.
+    #[serde(default)]
+    pub frame: Option<Digest>,
     /// What was put into the kernel for it. Where a daemon would put something else now, for it is of another version or has
     /// other ports, what stands there is no tampering.
     #[serde(default)]
@@ -112,6 +115,7 @@ mod tests {
             policy: Document::default(),
             ports: vec![],
             fence: Fence { sandbox, mark: 1, interfaces: vec![], ruleset: none, policy: none, generation },
+            frame: None,
             put: None,
         }
     }

@@ -7,7 +7,7 @@ mod lab;
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Instant;
 
-use egress::daemon::fence::Audit;
+use egress::daemon::fence::{Audit, Change, FenceError, Fences, Stands};
 use egress::daemon::netns::{self, NetnsError, Network, Port};
 use egress::daemon::ruleset::Slot;
 use egress::policy::{Action, AddressRule, PortRange, Protocol};
@@ -163,6 +163,41 @@ fn redirects(bridge_netfilter: bool) {
     }
 }
 
+/// Other policies, all at once: whose, around which ports, which rules, and what stands.
+fn change(fences: &Fences, all: &[(u16, &[Port], &[AddressRule], Stands)]) -> Vec<Stands> {
+    let change = |(number, ports, rules, stands): &(u16, &[Port], &[AddressRule], Stands)| Change {
+        slot: slot(*number),
+        ports: ports.to_vec(),
+        rules: rules.to_vec(),
+        frame: stands.frame,
+    };
+    fences.change(&all.iter().map(change).collect::<Vec<_>>()).into_iter().map(Result::unwrap).collect()
+}
+
+#[test]
+fn of_several_policies_one_that_the_kernel_refuses_holds_up_no_other() {
+    let mut lab = Lab::new(true);
+    let (a, b) = (lab.bridged("a", 2), lab.bridged("b", 3));
+    lab.serve("0.0.0.0:80");
+    let fences = fences();
+    let gone = fences.attach(slot(2), &b, &[]).unwrap();
+    run("ip link del h3"); // and with it the chains on it: this one cannot be put up anew either
+    run("nft flush map inet creto redirects");
+    run("nft delete chain inet creto s2-nat");
+    let stands = fences.attach(slot(1), &a, &[]).unwrap();
+    assert_eq!(lab.tcp("a", "203.0.113.2:80"), Reached::Refused);
+    let rules = [allow("203.0.113.2/32")];
+    let of = |number, ports: &[Port], stands: Stands| Change {
+        slot: slot(number),
+        ports: ports.to_vec(),
+        rules: rules.to_vec(),
+        frame: stands.frame,
+    };
+    let done = fences.change(&[of(1, &a, stands), of(2, &b, gone)]);
+    assert!(matches!(&done[..], [Ok(_), Err(FenceError::Kernel { .. })]), "{done:?}");
+    assert_eq!(lab.tcp("a", "203.0.113.2:80"), yes("10.88.0.2"));
+}
+
 #[test]
 fn another_policy_cuts_the_flows_that_it_does_not_permit_both_ways_and_no_others() {
     let mut lab = Lab::new(true);
@@ -171,7 +206,7 @@ fn another_policy_cuts_the_flows_that_it_does_not_permit_both_ways_and_no_others
     run("nft add chain ip nat post { type nat hook postrouting priority 100 ; }");
     run("nft add rule ip nat post ip saddr 10.88.0.0/16 oifname up0 masquerade");
     let fences = fences();
-    fences.attach(slot(1), &a, &[allow("203.0.113.2/32"), allow("203.0.113.3/32")]).unwrap();
+    let stands = fences.attach(slot(1), &a, &[allow("203.0.113.2/32"), allow("203.0.113.3/32")]).unwrap();
     let listener = lab.within("internet", || TcpListener::bind("0.0.0.0:80").unwrap());
     let connect = |to: &str| {
         let to = to.parse().unwrap();
@@ -184,7 +219,7 @@ fn another_policy_cuts_the_flows_that_it_does_not_permit_both_ways_and_no_others
         (client, server)
     };
     let (cut, also_cut, kept) = (connect("203.0.113.2:80"), connect("203.0.113.2:80"), connect("203.0.113.3:80"));
-    fences.change(slot(1), &a, &[allow("203.0.113.3/32")]).unwrap();
+    change(&fences, &[(1, &a, &[allow("203.0.113.3/32")], stands)]);
     use std::io::{Read, Write};
     let through = |(mut from, mut to): (&TcpStream, &TcpStream)| {
         from.write_all(b"x").unwrap();
@@ -207,8 +242,9 @@ fn tampering_is_found_attaching_again_mends_it_and_detaching_leaves_nothing() {
     let (a, b) = (lab.bridged("a", 2), lab.bridged("b", 3));
     let first = fences();
     let before = run("nft list ruleset");
-    let digest = first.attach(slot(1), &a, &[allow("203.0.113.2/32")]).unwrap();
-    let other = first.attach(slot(2), &b, &[]).unwrap();
+    let stands = first.attach(slot(1), &a, &[allow("203.0.113.2/32")]).unwrap();
+    let others = first.attach(slot(2), &b, &[]).unwrap();
+    let (digest, other) = (stands.ruleset, others.ruleset);
     lab.serve("0.0.0.0:80");
     assert_eq!(lab.tcp("a", "203.0.113.2:80"), yes("10.88.0.2"), "packets are counted, and counts are no tampering");
     assert_eq!(lab.tcp("a", "203.0.113.9:80"), Reached::Refused);
@@ -230,10 +266,12 @@ fn tampering_is_found_attaching_again_mends_it_and_detaching_leaves_nothing() {
         assert_eq!(fences.audit(slot(2), &interfaces(&b), other).unwrap() != Audit::Intact, both, "{tampering}");
         let fences = lab::fences();
         fences.attach(slot(2), &b, &[]).unwrap();
-        assert_eq!(fences.attach(slot(1), &a, &[allow("203.0.113.2/32")]).unwrap(), digest, "{tampering}");
+        assert_eq!(fences.attach(slot(1), &a, &[allow("203.0.113.2/32")]).unwrap(), stands, "{tampering}");
     }
-    // Nor does another policy take over what somebody has changed.
+    // Nor does another policy take over what somebody has changed, of whichever of those that wait for one.
     for tampering in [
+        "nft insert rule inet creto s1-policy accept",
+        "nft insert rule inet creto s2-denied accept",
         "nft insert rule inet creto s1 accept",
         "nft insert rule netdev creto s1-dev0 accept",
         "nft delete chain netdev creto s1-dev0",
@@ -243,10 +281,15 @@ fn tampering_is_found_attaching_again_mends_it_and_detaching_leaves_nothing() {
         "nft delete element inet creto receivers4 { 10.88.0.2 } ; add element inet creto receivers4 { 10.88.0.2 : goto s2 }",
     ] {
         run(tampering);
-        assert_eq!(fences.change(slot(1), &a, &[allow("203.0.113.2/32")]).unwrap(), digest, "{tampering}");
-        fences.change(slot(2), &b, &[]).unwrap();
+        let rules = [allow("203.0.113.2/32")];
+        let both = change(&fences, &[(1, &a, &rules, stands), (2, &b, &[], others)]);
+        assert_eq!(both, [stands, others], "{tampering}");
     }
-    assert_ne!(fences.change(slot(1), &a, &[]).unwrap(), digest);
+    let [nothing] = change(&fences, &[(1, &a, &[], stands)])[..] else { panic!("one was changed") };
+    assert!(
+        nothing.ruleset != digest && nothing.frame == stands.frame,
+        "its policy is another one, and the rest is as it was"
+    );
     assert_eq!(lab.tcp("a", "203.0.113.2:80"), Reached::Refused);
     // Whatever else leads to its chains goes with them.
     run("nft add element inet creto receivers4 { 10.88.0.77 : goto s1 }");

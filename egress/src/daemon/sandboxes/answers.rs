@@ -1,6 +1,7 @@
 //! What there is to say of fences that stand.
 
-use super::{Code, Sandboxes, Standing, no_such, own_ids, refused};
+use super::standings::Standing;
+use super::{Code, Sandboxes, no_such, own_ids, refused};
 use crate::daemon::nflog::Denied;
 use crate::explain::explain;
 use crate::policy::{Document, Flow, Target, Verdict};
@@ -12,8 +13,8 @@ impl Sandboxes {
     /// All fences.
     pub async fn list(&self) -> Vec<Listed> {
         let report = self.worker.report().await.unwrap_or_default();
-        let standing = self.standing.lock().await;
-        let listed = |(sandbox, Standing { kept, .. }): (&SandboxKey, &Standing)| {
+        let listed = |standing: &std::sync::Arc<Standing>| {
+            let (kept, sandbox) = (&standing.kept, &standing.kept.attach.sandbox);
             let busy = report.busy.iter().find(|busy| busy.sandbox == *sandbox);
             let Busy { flows, pending, .. } = busy.cloned().unwrap_or_else(|| Busy::none(sandbox));
             Listed {
@@ -25,19 +26,17 @@ impl Sandboxes {
                 pending,
             }
         };
-        standing.iter().map(listed).collect()
+        self.standings.all().iter().map(listed).collect()
     }
 
     /// What holds for a sandbox.
-    pub async fn get(&self, sandbox: &SandboxKey) -> Result<Document, Refusal> {
-        let standing = self.standing.lock().await;
-        standing.get(sandbox).map(|found| found.kept.policy.clone()).ok_or_else(|| no_such(sandbox))
+    pub fn get(&self, sandbox: &SandboxKey) -> Result<Document, Refusal> {
+        self.standings.get(sandbox).map(|found| found.kept.policy.clone()).ok_or_else(|| no_such(sandbox))
     }
 
     /// What becomes of a flow, and why.
-    pub async fn explain(&self, asked: &Explain) -> Result<Explained, Refusal> {
-        let standing = self.standing.lock().await;
-        let found = standing.get(&asked.sandbox).ok_or_else(|| no_such(&asked.sandbox))?;
+    pub fn explain(&self, asked: &Explain) -> Result<Explained, Refusal> {
+        let found = self.standings.get(&asked.sandbox).ok_or_else(|| no_such(&asked.sandbox))?;
         let Explain { destination, port, protocol, .. } = asked;
         let explained =
             explain(&found.policy, destination, *port, *protocol).map_err(|e| refused(Code::BadQuestion)(&e))?;
@@ -45,10 +44,9 @@ impl Sandboxes {
     }
 
     /// What the kernel has denied, with the reason that the policy gives for it.
-    pub async fn denied(&self, denied: Denied) -> Option<Attempt> {
+    pub fn denied(&self, denied: Denied) -> Option<Attempt> {
         let Denied { slot, to, port, protocol } = denied;
-        let standing = self.standing.lock().await;
-        let (sandbox, found) = standing.iter().find(|(_, found)| found.kept.slot() == Some(slot))?;
+        let found = self.standings.of_slot(slot)?;
         let decision = found.policy.check(&Flow { target: Target::Address(to), protocol, port });
         let reason = match decision.verdict {
             Verdict::Deny => decision.reason.to_string(),
@@ -57,7 +55,7 @@ impl Sandboxes {
             }
         };
         Some(Attempt {
-            sandbox: sandbox.clone(),
+            sandbox: found.kept.attach.sandbox.clone(),
             destination: to.to_string(),
             port,
             protocol,

@@ -1,18 +1,17 @@
 //! Keeps what stands standing: after a daemon that was killed, and against whoever changes rules by hand.
 
-use tokio::sync::watch;
 use trust::audit::Event;
 
-use super::{Code, Sandboxes, Standing, Standings, bind, refused, silent, stands};
-use crate::daemon::fence::{Audit, Fences};
+use super::standings::Turn;
+use super::{Code, Put, Sandboxes, bind, refused, silent, stands};
+use crate::daemon::fence::Audit;
 use crate::policy::CompiledPolicy;
-use crate::protocol::{Refusal, SandboxKey};
+use crate::protocol::Refusal;
 
 impl Sandboxes {
     /// After a daemon that was killed: what was kept stands again, never open in between, and what has no network any more is
     /// swept. Where a policy cannot be read the one that was enforced goes on.
     pub async fn recover(&self) -> Result<(), Refusal> {
-        let mut standing = self.standing.lock().await;
         for kept in self.state.all().map_err(|e| refused(Code::State)(&e))? {
             let kept = match kept {
                 Ok(kept) => kept,
@@ -21,69 +20,69 @@ impl Sandboxes {
                     continue;
                 }
             };
-            let (sandbox, policy) = (kept.attach.sandbox.clone(), kept.policy.policy.clone());
-            self.recorder.know(&kept.attach);
-            let changes = watch::Sender::new(kept.fence.clone());
-            standing
-                .insert(sandbox.clone(), Standing { kept: kept.clone(), policy: CompiledPolicy::new(policy), changes });
+            let turn = self.standings.turn(&kept.attach.sandbox).await;
+            let (sandbox, policy) = (turn.sandbox(), kept.policy.policy.clone());
+            self.recorder.know(&kept.attach, kept.fence.generation);
+            self.standings.put(&turn, kept.clone(), CompiledPolicy::new(policy));
             if !stands(&kept) {
-                self.take_down(&mut standing, &kept).await?;
+                self.take_down(&turn, &kept).await?;
                 tracing::info!(%sandbox, "its network is gone: swept");
                 continue;
             }
-            self.take_over(&mut standing, &sandbox);
+            self.take_over(&turn).await;
             self.worker.bind(bind(&kept)).await.map_err(silent)?;
         }
-        for error in self.reload_all(&mut standing).await.errors {
+        for error in self.reload_all().await.errors {
             tracing::error!(error, "policy");
         }
-        self.metrics.standing(standing.len());
+        self.metrics.standing(self.standings.count());
         Ok(())
     }
 
     /// Compares all fences with what the kernel has, and sweeps those around nothing.
     pub async fn audit(&self) {
-        let sandboxes: Vec<SandboxKey> = self.standing.lock().await.keys().cloned().collect();
-        for sandbox in sandboxes {
-            let mut standing = self.standing.lock().await; // let go between two, so that nobody waits for all
-            let Some(kept) = standing.get(&sandbox).map(|found| found.kept.clone()) else { continue };
-            if stands(&kept) {
-                self.compare(&mut standing, &sandbox);
-            } else if let Err(error) = self.take_down(&mut standing, &kept).await {
+        for sandbox in self.standings.sandboxes() {
+            let turn = self.standings.turn(&sandbox).await;
+            let Some(found) = self.standings.get(&sandbox) else { continue };
+            if stands(&found.kept) {
+                self.compare(&turn).await;
+            } else if let Err(error) = self.take_down(&turn, &found.kept).await {
                 tracing::error!(%sandbox, %error, "its network is gone, and its fence cannot be swept");
             }
         }
     }
 
     /// What an earlier daemon put up: compared, or put up anew where this one would have put up something else.
-    fn take_over(&self, standing: &mut Standings, sandbox: &SandboxKey) {
-        let Some(found) = standing.get_mut(sandbox) else { return };
-        let now = |slot| self.fences.put(slot, &found.kept.ports, &found.policy.address_rules());
-        if found.kept.slot().map(now) == found.kept.put {
-            return self.compare(standing, sandbox);
+    async fn take_over(&self, turn: &Turn) {
+        let sandbox = turn.sandbox();
+        let Some(found) = self.standings.get(sandbox) else { return };
+        let rules = found.policy.address_rules();
+        let now = found.kept.slot().map(|slot| self.enforcer.digest(slot, &found.kept.ports, &rules));
+        if now == found.kept.put {
+            return self.compare(turn).await;
         }
         tracing::info!(%sandbox, "put up anew: the daemon before this one had other settings, or was of another version");
-        match self.enforce(found.kept.clone(), &found.policy, Fences::attach) {
-            Ok(kept) => {
-                found.changes.send_replace(kept.fence.clone());
-                found.kept = kept;
-            }
+        match self.enforce(found.kept.clone(), &found.policy, Put::Whole).await {
+            Ok(kept) => drop(self.standings.put(turn, kept, found.policy.clone())),
             Err(error) => tracing::error!(%sandbox, %error, "what stands stays as it is"),
         }
     }
 
     /// Is it in the kernel as it was put there? If not it is put there again, loudly.
-    fn compare(&self, standing: &mut Standings, sandbox: &SandboxKey) {
-        let Some(found) = standing.get_mut(sandbox) else { return };
-        let ruleset = &found.kept.fence.ruleset;
-        let found_digest =
-            match found.kept.slot().map(|slot| self.fences.audit(slot, &found.kept.fence.interfaces, *ruleset)) {
-                Some(Ok(Audit::Intact)) => return,
-                Some(Ok(Audit::Tampered(now))) => Some(now.to_string()),
-                Some(Err(_)) | None => None,
-            };
+    async fn compare(&self, turn: &Turn) {
+        let sandbox = turn.sandbox();
+        let Some(found) = self.standings.get(sandbox) else { return };
+        let (ruleset, interfaces) = (found.kept.fence.ruleset, found.kept.fence.interfaces.clone());
+        let found_digest = match found.kept.slot() {
+            Some(slot) => match self.enforcer.ask(move |fences| fences.audit(slot, &interfaces, ruleset)).await {
+                Ok(Audit::Intact) => return,
+                Ok(Audit::Tampered(now)) => Some(now.to_string()),
+                Err(_) => None,
+            },
+            None => None,
+        };
         self.metrics.tampered();
-        let mended = self.enforce(found.kept.clone(), &found.policy, Fences::attach);
+        let mended = self.enforce(found.kept.clone(), &found.policy, Put::Whole).await;
         let error = match &mended {
             Ok(_) => None,
             Err(refusal) => Some(refusal.to_string()),
@@ -94,8 +93,7 @@ impl Sandboxes {
             (ruleset.to_string().as_str().into(), found_digest.as_ref().map(text), error.as_ref().map(text));
         self.recorder.record(sandbox, Event::FenceTampered { expected, found: found_text, error });
         if let Ok(kept) = mended {
-            found.changes.send_replace(kept.fence.clone());
-            found.kept = kept;
+            self.standings.put(turn, kept, found.policy.clone());
         }
     }
 }
