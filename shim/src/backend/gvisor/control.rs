@@ -3,9 +3,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
+use super::inside::{File, Setting};
 use super::urpc::{CallError, MISFIT, PROMPT, call};
 use crate::exec::ExecProcess;
 
@@ -16,6 +18,39 @@ const SIGNAL: &str = "containerManager.Signal";
 const PAUSE: &str = "containerManager.Pause";
 const RESUME: &str = "containerManager.Resume";
 const PORT_FORWARD: &str = "containerManager.PortForward";
+const READ_GROUPS: &str = "Cgroups.ReadControlFiles";
+const WRITE_GROUPS: &str = "Cgroups.WriteControlFiles";
+const USAGE: &str = "Usage.Collect";
+
+/// What became of each file that was read or written.
+#[derive(Deserialize)]
+struct Results {
+    results: Vec<OfFile>,
+}
+
+#[derive(Deserialize)]
+struct OfFile {
+    value: String,
+    #[serde(default)]
+    is_error: bool,
+}
+
+impl Results {
+    /// In the order of the question; of each its text, or why not.
+    fn of(self, method: &'static str, asked: usize) -> Result<Vec<Result<String, String>>, CallError> {
+        if self.results.len() != asked {
+            return Err(CallError::Nonsense { method, why: format!("{} answers to {asked} questions", self.results.len()) });
+        }
+        Ok(self.results.into_iter().map(|one| if one.is_error { Err(one.value) } else { Ok(one.value) }).collect())
+    }
+}
+
+/// The part of it that we use.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Usage {
+    mapped: u64,
+}
 
 /// One sandbox's control socket.
 #[derive(Clone, Debug)]
@@ -105,6 +140,23 @@ impl Control {
         call::<_, IgnoredAny>(&self.0, PORT_FORWARD, arg, &[stream.as_fd()], Some(PROMPT)).await.map(drop)
     }
 
+    /// Reads files of containers' control groups inside; of each its text, or why not.
+    pub async fn read_groups(&self, files: &[File]) -> Result<Vec<Result<String, String>>, CallError> {
+        let said: Results = call(&self.0, READ_GROUPS, read_arg(files), &[], Some(PROMPT)).await?;
+        said.of(READ_GROUPS, files.len())
+    }
+
+    /// Writes into such files; of each nothing, or why not.
+    pub async fn write_groups(&self, settings: &[Setting]) -> Result<Vec<Result<String, String>>, CallError> {
+        let said: Results = call(&self.0, WRITE_GROUPS, json!({"args": settings}), &[], Some(PROMPT)).await?;
+        said.of(WRITE_GROUPS, settings.len())
+    }
+
+    /// Bytes of files that the sandbox's programs have mapped.
+    pub async fn mapped(&self) -> Result<u64, CallError> {
+        call::<_, Usage>(&self.0, USAGE, json!({"Full": false}), &[], Some(PROMPT)).await.map(|usage| usage.mapped)
+    }
+
     /// Freezes or thaws the whole sandbox.
     pub async fn pause(&self, pause: bool) -> Result<(), CallError> {
         let method = if pause { PAUSE } else { RESUME };
@@ -119,6 +171,10 @@ fn exec_arg(cid: &str, p: &ExecProcess, pty: bool) -> Result<Value, String> {
         "ExtraKGIDs": p.user.additional_gids, "Capabilities": capabilities,
         "NoNewPrivileges": p.no_new_privileges, "StdioIsPty": pty, "ContainerID": cid, "GuestFDs": [0, 1, 2],
     }))
+}
+
+fn read_arg(files: &[File]) -> Value {
+    json!({"args": files.iter().map(|file| json!({"file": file})).collect::<Vec<_>>()})
 }
 
 fn wait_pid_arg(cid: &str, pid: i32) -> Value {
