@@ -217,7 +217,10 @@ mod tests {
     fn metrics_of_a_container_have_every_part_in_both_versions() {
         let used = Used { memory: 5, memory_limit: Some(9), user: 2000, system: 1000, pids: 3, pids_limit: None };
         let v1 = v1::metrics_of(&used);
-        assert_eq!((v1.memory.usage.usage, v1.memory.usage.limit, v1.cpu.usage.total, v1.pids.current), (5, 9, 3000, 3));
+        assert_eq!(
+            (v1.memory.usage.usage, v1.memory.usage.limit, v1.cpu.usage.total, v1.pids.current),
+            (5, 9, 3000, 3)
+        );
         assert!(v1.blkio.is_some() && v1.cpu.throttling.is_some() && v1.memory_oom_control.is_some());
         let v2 = v2::metrics_of(&used);
         assert_eq!((v2.memory.usage, v2.memory.usage_limit, v2.cpu.usage_usec, v2.pids.current), (5, 9, 3, 3));

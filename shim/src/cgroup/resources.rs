@@ -36,7 +36,8 @@ impl Resources {
 
     /// The same of an update, as containerd sends it.
     pub fn of_update(json: &[u8]) -> Result<Self, TaskError> {
-        let why = |e: serde_json::Error| TaskError::Invalid(format!("resources: {e}; give linux.resources of the OCI spec"));
+        let why =
+            |e: serde_json::Error| TaskError::Invalid(format!("resources: {e}; give linux.resources of the OCI spec"));
         let resources: Value = serde_json::from_slice(json).map_err(why)?;
         if !resources.is_object() {
             return Err(TaskError::Invalid("resources: give linux.resources of the OCI spec, an object".into()));
@@ -137,7 +138,10 @@ mod tests {
             (json!(null), (None, None, None)),
             (json!({"memory": null, "cpu": {"quota": null}, "pids": {}}), (None, None, None)),
             (json!({"memory": {"limit": -1}, "cpu": {"quota": -1}, "pids": {"limit": -1}}), (None, None, None)),
-            (json!({"memory": {"limit": 0}, "cpu": {"quota": 0, "period": 0}, "pids": {"limit": 0}}), (None, None, None)),
+            (
+                json!({"memory": {"limit": 0}, "cpu": {"quota": 0, "period": 0}, "pids": {"limit": 0}}),
+                (None, None, None),
+            ),
             (json!({"memory": {"limit": most}}), (Some(most as u64), None, None)),
             (
                 json!({"memory": {"limit": 5}, "cpu": {"quota": 1000}, "pids": {"limit": 7}}),
@@ -169,10 +173,10 @@ mod tests {
     #[test]
     fn an_update_changes_what_it_names_and_nothing_else() {
         let parse = |json| Resources::parse(&json).unwrap();
-        let before = parse(json!({"memory": {"limit": 5, "swap": 6}, "cpu": {"quota": 7, "cpus": "0"}, "pids": {"limit": 8}}));
+        let before =
+            parse(json!({"memory": {"limit": 5, "swap": 6}, "cpu": {"quota": 7, "cpus": "0"}, "pids": {"limit": 8}}));
         let after = before.updated(&parse(json!({"memory": {"limit": 9}, "cpu": {"period": 10}})));
-        let expected =
-            json!({"memory": {"limit": 9, "swap": 6}, "cpu": {"quota": 7, "period": 10, "cpus": "0"}, "pids": {"limit": 8}});
+        let expected = json!({"memory": {"limit": 9, "swap": 6}, "cpu": {"quota": 7, "period": 10, "cpus": "0"}, "pids": {"limit": 8}});
         assert_eq!(after, parse(expected));
     }
 }

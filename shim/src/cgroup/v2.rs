@@ -30,7 +30,8 @@ pub(super) fn metrics(dir: &Path) -> Metrics {
 /// Of a container that the kernel knows nothing of.
 pub(super) fn metrics_of(used: &Used) -> Metrics {
     let (user_usec, system_usec) = (used.user / 1000, used.system / 1000);
-    let cpu = CPUStat { usage_usec: user_usec.saturating_add(system_usec), user_usec, system_usec, ..Default::default() };
+    let cpu =
+        CPUStat { usage_usec: user_usec.saturating_add(system_usec), user_usec, system_usec, ..Default::default() };
     let memory = MemoryStat {
         anon: used.memory,
         usage: used.memory,

@@ -282,7 +282,9 @@ impl Calls {
         }
         match held.first() {
             None => Ok(()),
-            Some((setting, why)) => Err(TaskError::host(format!("writing {} of {cid} inside the sandbox", setting.name()), why)),
+            Some((setting, why)) => {
+                Err(TaskError::host(format!("writing {} of {cid} inside the sandbox", setting.name()), why))
+            }
         }
     }
 
@@ -299,7 +301,9 @@ impl Calls {
     fn counting(&self) -> Result<&Control, TaskError> {
         match self.counts() {
             true => self.control(),
-            false => Err(TaskError::Unimplemented("runsc's command line does not say what one container of a sandbox uses".into())),
+            false => Err(TaskError::Unimplemented(
+                "runsc's command line does not say what one container of a sandbox uses".into(),
+            )),
         }
     }
 

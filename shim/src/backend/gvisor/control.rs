@@ -3,11 +3,10 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-use super::inside::{File, Setting};
+use super::inside::{File, Results, Setting, Usage};
 use super::urpc::{CallError, MISFIT, PROMPT, call};
 use crate::exec::ExecProcess;
 
@@ -21,36 +20,6 @@ const PORT_FORWARD: &str = "containerManager.PortForward";
 const READ_GROUPS: &str = "Cgroups.ReadControlFiles";
 const WRITE_GROUPS: &str = "Cgroups.WriteControlFiles";
 const USAGE: &str = "Usage.Collect";
-
-/// What became of each file that was read or written.
-#[derive(Deserialize)]
-struct Results {
-    results: Vec<OfFile>,
-}
-
-#[derive(Deserialize)]
-struct OfFile {
-    value: String,
-    #[serde(default)]
-    is_error: bool,
-}
-
-impl Results {
-    /// In the order of the question; of each its text, or why not.
-    fn of(self, method: &'static str, asked: usize) -> Result<Vec<Result<String, String>>, CallError> {
-        if self.results.len() != asked {
-            return Err(CallError::Nonsense { method, why: format!("{} answers to {asked} questions", self.results.len()) });
-        }
-        Ok(self.results.into_iter().map(|one| if one.is_error { Err(one.value) } else { Ok(one.value) }).collect())
-    }
-}
-
-/// The part of it that we use.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Usage {
-    mapped: u64,
-}
 
 /// One sandbox's control socket.
 #[derive(Clone, Debug)]
@@ -209,8 +178,10 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixListener;
 
+    use super::super::inside::{self, Version};
     use super::super::urpc::{encode, parse};
     use super::*;
+    use crate::cgroup::Resources;
 
     const BUILDS: [&str; 2] = ["runsc-2024", "runsc-2026"];
 
@@ -275,6 +246,19 @@ mod tests {
                 let unable = parse::<Value>(EXEC, &of(name));
                 assert!(matches!(unable, Err(CallError::Unable { .. })), "{build} {name}: {unable:?}");
             }
+            let version = if build == "runsc-2024" { Version::V1 } else { Version::V2 };
+            let read = |reply: &[u8]| {
+                let files = inside::questions(version, "recorded");
+                parse::<Results>(READ_GROUPS, reply).unwrap().of(READ_GROUPS, files.len()).unwrap()
+            };
+            let counted =
+                |reply| inside::counted(version, &read(reply).into_iter().map(Result::ok).collect::<Vec<_>>());
+            let used = counted(of("groups-read")).unwrap();
+            assert!(used.memory > 1 << 20 && used.user + used.system > 0 && used.pids == 1, "{build}: {used:?}");
+            assert_eq!(counted(of("groups-read-unknown-container")), None, "{build}");
+            let written = parse::<Results>(WRITE_GROUPS, &of("groups-write")).unwrap().of(WRITE_GROUPS, 2).unwrap();
+            assert!(written[0].is_ok() && written[1].is_err(), "{build}: {written:?}");
+            assert!(parse::<Usage>(USAGE, &of("usage")).unwrap().mapped > 1 << 20, "{build}");
             let all =
                 fs::read_dir(recordings(build)).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
             assert_eq!(all.collect::<BTreeSet<_>>(), known, "recordings that no test reads");
@@ -312,6 +296,14 @@ mod tests {
             for name in ["wait-pid", "wait-pid-killed"] {
                 assert_eq!(ours(WAIT_PID, wait_pid_arg(id, pid(&heard(name)))), heard(name), "{build} {name}");
             }
+            let version = if build == "runsc-2024" { Version::V1 } else { Version::V2 };
+            for (name, container) in [("groups-read", id), ("groups-read-unknown-container", "nobody")] {
+                let sent = ours(READ_GROUPS, read_arg(&inside::questions(version, container)));
+                assert_eq!(sent, heard(name), "{build} {name}");
+            }
+            let limits = Resources::parse(&json!({"memory": {"limit": 104_857_600}})).unwrap();
+            let (sent, theirs) = (&inside::settings(version, id, &limits)[0], heard("groups-write"));
+            assert_eq!(json!(sent), theirs["arg"]["args"][0], "{build}");
             assert_eq!(ours(WAIT, json!(id)), heard("wait"), "{build}");
             let someone = pid(&heard("signal-process"));
             let on_a_terminal = pid(&heard("signal-foreground"));

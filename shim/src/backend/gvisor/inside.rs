@@ -2,9 +2,10 @@
 //! is written into them. Of limits it enforces that of processes alone, and only in version 2; those of memory and CPU are there
 //! to be read by programs that fit themselves to them. Pure. Source: gVisor `pkg/sentry/fsimpl/cgroupfs` and `cgroup2fs`, measured.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::urpc::CallError;
 use super::wall;
 use crate::cgroup::Resources;
 
@@ -47,6 +48,40 @@ impl Setting {
     pub fn name(&self) -> &'static str {
         self.file.name
     }
+}
+
+/// What became of each file that was read or written, as gVisor answers.
+#[derive(Deserialize)]
+pub struct Results {
+    results: Vec<OfFile>,
+}
+
+#[derive(Deserialize)]
+struct OfFile {
+    value: String,
+    #[serde(default)]
+    is_error: bool,
+}
+
+impl Results {
+    /// In the order of the question; of each its text, or why not.
+    pub fn of(self, method: &'static str, asked: usize) -> Result<Vec<Result<String, String>>, CallError> {
+        if self.results.len() != asked {
+            return Err(CallError::Nonsense {
+                method,
+                why: format!("{} answers to {asked} questions", self.results.len()),
+            });
+        }
+        Ok(self.results.into_iter().map(|one| if one.is_error { Err(one.value) } else { Ok(one.value) }).collect())
+    }
+}
+
+/// What gVisor says of the whole sandbox's memory: the part of it that we use.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Usage {
+    /// Bytes of files that programs have mapped.
+    pub mapped: u64,
 }
 
 /// What a container uses.
@@ -125,7 +160,8 @@ pub fn prepare(spec: &mut Value, version: Version, is_root: bool) {
         if let Some(Value::Array(namespaces)) = spec.pointer_mut("/linux/namespaces") {
             namespaces.retain(|namespace| namespace["type"] != "cgroup");
         }
-        for mount in spec.get_mut("mounts").and_then(Value::as_array_mut).into_iter().flatten().filter(|m| is_cgroup(m)) {
+        for mount in spec.get_mut("mounts").and_then(Value::as_array_mut).into_iter().flatten().filter(|m| is_cgroup(m))
+        {
             if let Some(Value::Array(options)) = mount.get_mut("options") {
                 options.retain(|option| option != "nsdelegate");
             }
@@ -138,7 +174,8 @@ pub fn prepare(spec: &mut Value, version: Version, is_root: bool) {
     }
     // gVisor makes the group with the mount, and none without.
     if !is_root || (pids.is_some() && version == Version::V2) {
-        let Some(Value::Array(mounts)) = spec.as_object_mut().map(|spec| spec.entry("mounts").or_insert(json!([]))) else {
+        let Some(Value::Array(mounts)) = spec.as_object_mut().map(|spec| spec.entry("mounts").or_insert(json!([])))
+        else {
             return; // runsc refuses it with its own words
         };
         if !mounts.iter().any(is_cgroup) {
@@ -188,7 +225,8 @@ mod tests {
 
     #[test]
     fn a_container_gets_a_group_where_it_is_counted_or_held_by_one() {
-        let (cgroup, host) = (json!({"type": "cgroup", "destination": "/x", "options": ["ro", "nsdelegate"]}), json!(10));
+        let (cgroup, host) =
+            (json!({"type": "cgroup", "destination": "/x", "options": ["ro", "nsdelegate"]}), json!(10));
         for (version, is_root, mounts, pids, (count, host_pids)) in [
             (Version::V2, true, json!([]), json!(null), (0, json!(null))),
             (Version::V2, true, json!([]), json!(0), (0, json!(0))),
@@ -200,12 +238,16 @@ mod tests {
             (Version::V1, false, json!([cgroup]), json!(null), (1, json!(null))),
         ] {
             let namespaces = json!([{"type": "pid"}, {"type": "cgroup"}]);
-            let mut spec = json!({"mounts": mounts, "linux": {"namespaces": namespaces, "resources": {"pids": {"limit": pids}}}});
+            let mut spec =
+                json!({"mounts": mounts, "linux": {"namespaces": namespaces, "resources": {"pids": {"limit": pids}}}});
             prepare(&mut spec, version, is_root);
             assert_eq!(spec["mounts"].as_array().unwrap().len(), count, "{version:?} {is_root} {spec}");
             assert_eq!(spec["linux"]["resources"]["pids"]["limit"], host_pids, "{version:?} {is_root}");
             let (namespaces, text) = (spec["linux"]["namespaces"].as_array().unwrap().len(), spec.to_string());
-            assert_eq!((namespaces == 1, !text.contains("nsdelegate") || version == Version::V1), (version == Version::V2, true));
+            assert_eq!(
+                (namespaces == 1, !text.contains("nsdelegate") || version == Version::V1),
+                (version == Version::V2, true)
+            );
         }
     }
 

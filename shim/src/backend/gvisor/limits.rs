@@ -43,7 +43,10 @@ impl Gvisor {
         }
         self.can_hold(&limits)?;
         if limits.cpu_limit().is_some() {
-            tracing::info!(container = id, "linux.resources.cpu.quota: gVisor's containers share one scheduler; the sandbox has the sum of all");
+            tracing::info!(
+                container = id,
+                "linux.resources.cpu.quota: gVisor's containers share one scheduler; the sandbox has the sum of all"
+            );
         }
         self.members.add(id, limits);
         Ok(())
@@ -133,7 +136,9 @@ impl Gvisor {
         let doing = "updating limits";
         match self.measured.get() {
             Some(measured) if measured.is_own => measured.cgroup.update(change).map_err(|e| TaskError::host(doing, e)),
-            Some(_) => Err(TaskError::host(doing, "the sandbox has no control group of its own; give linux.cgroupsPath")),
+            Some(_) => {
+                Err(TaskError::host(doing, "the sandbox has no control group of its own; give linux.cgroupsPath"))
+            }
             None => Err(TaskError::host(doing, "the sandbox's control group is not known")),
         }
     }

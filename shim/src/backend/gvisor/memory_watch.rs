@@ -76,7 +76,10 @@ pub async fn watch(members: Arc<Members>, calls: Arc<Calls>, sandbox: Option<Cgr
             None => match look(&members, &calls, &watched).await {
                 Ok((seen, room)) => pace.next(seen, room),
                 Err(TaskError::Unimplemented(why)) => {
-                    return tracing::warn!(why, "memory limits of a pod's containers are not held one by one, only the sandbox's");
+                    return tracing::warn!(
+                        why,
+                        "memory limits of a pod's containers are not held one by one, only the sandbox's"
+                    );
                 }
                 Err(error) => {
                     tracing::debug!(%error, "the sandbox does not say what its containers use");
@@ -154,7 +157,7 @@ mod tests {
             (101 * MIB, 0, 250),
             (101 * MIB, 0, 250),
             (101 * MIB, 1024 * MIB, 500), // the limit was raised
-            (102 * MIB, 0, 10), // it moves again
+            (102 * MIB, 0, 10),           // it moves again
             (0, u64::MAX, 500),
         ] {
             assert_eq!(pace.next(seen, room).as_millis(), millis, "{seen} {room}");
