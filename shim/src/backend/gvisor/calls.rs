@@ -73,6 +73,7 @@ pub struct Calls {
     runsc: Runsc,
     root_id: String,
     control: OnceLock<Control>,
+    inside: OnceLock<Version>,
     by_cli: AtomicBool,
     /// The containers in whose name runsc has paused the sandbox; it resumes it and refuses signals by their state.
     frozen: Mutex<HashSet<String>>,
@@ -83,8 +84,8 @@ impl Calls {
     /// Of a sandbox that may still have to be made. `root_id` is its first container.
     pub fn new(runsc: Runsc, root_id: &str, control: settings::Control) -> Self {
         let by_cli = AtomicBool::new(control == settings::Control::Cli);
-        let (control, frozen, execs) = Default::default();
-        Self { runsc, root_id: root_id.to_owned(), control, by_cli, frozen, execs }
+        let (control, inside, frozen, execs) = Default::default();
+        Self { runsc, root_id: root_id.to_owned(), control, inside, by_cli, frozen, execs }
     }
 
     /// Finds out which way. The sandbox is made, and runs nothing yet.
@@ -290,7 +291,7 @@ impl Calls {
 
     /// Which control groups this build has inside.
     pub fn inside(&self) -> Version {
-        self.runsc.inside()
+        *self.inside.get_or_init(|| self.runsc.inside())
     }
 
     /// Whether the sandbox can be asked what its containers use.

@@ -5,10 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::calls::Target;
 use super::inside::{Counted, Version};
 use super::wall::{self, Now, Wall};
 use super::{Gvisor, memory_watch};
@@ -90,7 +88,6 @@ impl Gvisor {
             }
             return self.on_host(&Resources::parse(&serde_json::json!({"pids": {"limit": pids}}))?);
         }
-        let _ = self.calls.signal(&cid, Target::All, Signal::SIGKILL as u32).await; // it may have ended
         Err(error)
     }
 
@@ -114,7 +111,8 @@ impl Gvisor {
     /// A container of the pod has come or gone, or may have something else.
     pub(super) fn move_wall(&self, updated: bool) {
         let Some(measured) = self.measured.get().filter(|measured| measured.is_own) else { return };
-        let now = Now { updated, memory: measured.cgroup.memory().unwrap_or_default() };
+        let Some(memory) = measured.cgroup.memory() else { return }; // it is gone
+        let now = Now { updated, memory };
         let mut wall = self.limits.wall.lock().unwrap_or_else(PoisonError::into_inner);
         let (before, after) = (*wall, wall.moved(self.members.all_limits().iter(), now));
         *wall = after;

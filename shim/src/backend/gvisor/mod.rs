@@ -196,7 +196,11 @@ impl Backend for Gvisor {
                 Some(image) => self.runsc.restore(&runsc_id, network, image).await?,
             }
             self.members.started(id);
-            self.hold(id).await
+            let held = self.hold(id).await;
+            if held.is_err() {
+                let _ = self.calls.signal(&runsc_id, Target::All, Signal::SIGKILL as u32).await; // it may have ended
+            }
+            held
         };
         let started = started.await;
         match stands {
