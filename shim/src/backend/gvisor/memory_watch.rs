@@ -14,7 +14,7 @@ use crate::error::TaskError;
 use crate::paths;
 
 /// Bytes a second that are taken for the fastest that a container can grow: it is looked at so often that one which grows like that is caught
-/// within [`SHORTEST`]. Measured: 0.3 to 0.6 GiB/s on the machine that the tests run on.
+/// within [`SHORTEST`].
 const RATE: u64 = 1 << 30;
 /// Between two looks, where somebody is about to be over the limit.
 const SHORTEST: Duration = Duration::from_millis(10);
@@ -148,7 +148,7 @@ mod tests {
             (10 * MIB, 1024 * MIB, 500), // has grown, with much room
             (20 * MIB, 102 * MIB, 99),
             (80 * MIB, 21 * MIB, 20),
-            (100 * MIB, 1 * MIB, 10),
+            (100 * MIB, MIB, 10),
             (101 * MIB, 0, 10),
             (101 * MIB, 0, 20), // still from here on
             (101 * MIB, 0, 40),
