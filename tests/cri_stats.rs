@@ -36,6 +36,35 @@ fn a_container_and_its_pod_have_cpu_memory_and_processes() {
     });
 }
 
+#[test]
+fn each_container_has_its_own_use_and_the_pod_has_all() {
+    const FAT: &str = r#"awk 'BEGIN { s = sprintf("%83886080s", ""); while (1) ; }'"#;
+    of_all(|cri, handler| {
+        let pod = cri.run_pod(handler, "p");
+        let (idle, busy) = (cri.run_script(&pod, "idle", "sleep 1000"), cri.run_script(&pod, "busy", FAT));
+        let used = |id: &str| {
+            let request = ContainerStatsRequest { container_id: id.into() };
+            let stats = cri.ask(cri.client().container_stats(request)).unwrap().stats.unwrap();
+            let cpu = stats.cpu.and_then(|cpu| cpu.usage_core_nano_seconds).map_or(0, |n| n.value);
+            (cpu, stats.memory.and_then(|memory| memory.working_set_bytes).map_or(0, |n| n.value))
+        };
+        let (second, fat) = (1_000_000_000, 80 << 20);
+        wait_until("the busy one to have done something", || {
+            let (cpu, memory) = used(&busy);
+            cpu > second && memory >= fat
+        });
+        let (cpu, memory) = used(&idle);
+        assert!(cpu < second / 2 && memory < fat / 4, "{handler}: the idle one has {cpu} ns and {memory} bytes");
+        wait_until("the pod to have as much", || {
+            let request = PodSandboxStatsRequest { pod_sandbox_id: pod.id.clone() };
+            let stats = cri.ask(cri.client().pod_sandbox_stats(request)).unwrap().stats.unwrap().linux.unwrap();
+            let cpu = stats.cpu.and_then(|cpu| cpu.usage_core_nano_seconds).map_or(0, |n| n.value);
+            cpu > second && stats.memory.and_then(|memory| memory.working_set_bytes).map_or(0, |n| n.value) >= fat
+        });
+        cri.remove_pod(&pod);
+    });
+}
+
 /// containerd 1.7 has no such call.
 #[test]
 fn a_pod_s_metrics_have_the_names_that_they_have_with_runc() {

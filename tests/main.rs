@@ -51,6 +51,7 @@ mod oom;
 mod options;
 mod pause_resume;
 mod pod;
+mod pod_resources;
 mod pull;
 mod quickstart;
 mod readiness;

@@ -152,6 +152,8 @@ async fn make(pod: &Pod, req: &CreateTaskRequest, step: &mut &'static str) -> Re
         let events = bound.attest(facts, pid)?;
         bound.record(events);
         bound.keep_fresh();
+    } else {
+        bound.limits_may_have_changed();
     }
     Ok(Process { pid, io, hooks: Arc::new(hooks), for_execs, forwards, ..Process::new(stdio, theirs) })
 }
@@ -186,8 +188,9 @@ async fn clean(pod: &Pod, id: &str, bundle: &Path) {
     }
     if let Some(bound) = pod.bound() {
         bound.leave(id);
-        if pod.begins_with(id) {
-            bound.unfence().await;
+        match pod.begins_with(id) {
+            true => bound.unfence().await,
+            false => bound.limits_may_have_changed(),
         }
     }
     let _ = fs::remove_dir_all(pod.bundle(id));

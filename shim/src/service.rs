@@ -143,8 +143,10 @@ impl Task for Service {
     async fn update(&self, _: &TtrpcContext, req: UpdateTaskRequest) -> Answer<Empty> {
         self.0.with(&Key::init(&req.id), |_| ())?;
         self.0.backend()?.update(&req.id, &req.resources).await?;
-        if let Some(bound) = self.0.bound().filter(|_| self.0.begins_with(&req.id)) {
-            bound.updated()?;
+        match (self.0.bound(), self.0.begins_with(&req.id)) {
+            (Some(bound), true) => bound.updated()?,
+            (Some(bound), false) => bound.limits_may_have_changed(),
+            (None, _) => {}
         }
         Ok(Empty::new())
     }

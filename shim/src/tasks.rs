@@ -322,8 +322,10 @@ impl Pod {
 
     /// TaskOOM goes before the exit that it explains; whether there was one.
     fn publish_oom(&self, key: &Key) -> bool {
-        let kills = self.backend().map_or(0, |backend| backend.oom_kills());
-        let more = self.oom_kills.swap(kills, Ordering::Relaxed) < kills;
+        let backend = self.backend();
+        let kills = backend.as_ref().map_or(0, |backend| backend.oom_kills());
+        let alone = backend.is_ok_and(|backend| key.is_init() && backend.is_over_its_limit(&key.id));
+        let more = self.oom_kills.swap(kills, Ordering::Relaxed) < kills || alone;
         if more {
             let event = ev::TaskOOM { container_id: key.id.clone(), ..Default::default() };
             self.events.publish("/tasks/oom", &event);

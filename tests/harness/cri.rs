@@ -115,6 +115,11 @@ impl Cri {
         RuntimeServiceClient::new(self.channel.clone())
     }
 
+    /// containerd, for its other services.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     /// Waits for an answer.
     pub fn ask<T>(&self, question: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Status> {
         let answer = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, question).await });

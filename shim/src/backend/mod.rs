@@ -123,6 +123,11 @@ pub trait Backend: Send + Sync {
     /// How often something of the sandbox was killed for want of memory.
     fn oom_kills(&self) -> u64;
 
+    /// Whether a container was killed because it had more memory than it may have, by itself and not by the sandbox.
+    fn is_over_its_limit(&self, _: &str) -> bool {
+        false
+    }
+
     /// Forgets an exec that has ended.
     async fn delete_exec(&self, key: &Key);
 

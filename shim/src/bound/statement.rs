@@ -23,6 +23,8 @@ pub(super) struct Current {
     pub(super) digest: Digest,
     pub(super) fence: Option<predicate::Fence>,
     pub(super) policy: Digest,
+    /// Of the sandbox, when it was issued.
+    pub(super) limits: predicate::Limits,
     pub(super) renew_at: Timestamp,
 }
 
@@ -66,6 +68,21 @@ impl Bound {
         Ok(())
     }
 
+    /// A container of the pod has come, gone or been given other limits, which may be others of the sandbox.
+    pub fn limits_may_have_changed(&self) {
+        let stated = {
+            let state = self.state();
+            let pid = state.facts.as_ref().map(|(_, pid)| *pid);
+            state.current.as_ref().zip(pid).map(|(current, pid)| (current.limits.clone(), pid))
+        };
+        let Some((stated, pid)) = stated else { return };
+        if attest::limits(pid) != stated
+            && let Err(error) = self.updated()
+        {
+            tracing::warn!(%error, "the sandbox has other limits than its statement says");
+        }
+    }
+
     /// Issues a statement that takes the place of the current one, and puts it where it is read.
     pub(super) fn issue(&self) -> Result<Event, TaskError> {
         let doing = |e: &dyn std::fmt::Display| TaskError::host("attesting the sandbox", e);
@@ -79,6 +96,7 @@ impl Bound {
         // Each time: a renewed statement is not about what once was.
         let (fence, policy, bond) = (self.standing(&state, pid), state.policy, state.bond.clone());
         facts.hardening.limits = attest::limits(pid);
+        let limits = facts.hardening.limits.clone();
         let signer = self.ports.keyring.signer().map_err(|e| doing(&e))?;
         let now = self.ports.clock().timestamp();
         let observed = Observed {
@@ -117,7 +135,7 @@ impl Bound {
             }
         });
         let renew_at = now.plus(self.ports.validity * 2 / 3);
-        state.current = Some(Current { envelope: json, digest, fence, policy, renew_at });
+        state.current = Some(Current { envelope: json, digest, fence, policy, limits, renew_at });
         Ok(Event::AttestationIssued {
             statement: digest.to_string().as_str().into(),
             previous: previous.map(|digest| digest.to_string().as_str().into()),

@@ -50,6 +50,30 @@ impl Cgroup {
         }
     }
 
+    /// Bytes of memory that is charged to it, the kernel's cache of files included.
+    pub fn memory(&self) -> Option<u64> {
+        match self {
+            Self::V1(dirs) => v1::memory_usage(dirs),
+            Self::V2(dir) => v2::memory_usage(dir),
+        }
+    }
+
+    /// containerd's metrics for the host's version of something that has no control group of its own.
+    pub fn metrics_of(&self, used: &Used) -> Result<Any, containerd_shim_protos::protobuf::Error> {
+        match self {
+            Self::V1(_) => any(&v1::metrics_of(used)),
+            Self::V2(_) => any(&v2::metrics_of(used)),
+        }
+    }
+
+    /// Whether limits of one would be limits of the other.
+    pub fn is_shared_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::V1(one), Self::V1(other)) => one.is_shared_with(other),
+            (one, other) => one == other,
+        }
+    }
+
     /// How often the kernel killed a process in here for want of memory.
     pub fn oom_kills(&self) -> u64 {
         match self {
@@ -65,6 +89,23 @@ impl Cgroup {
             Self::V2(dir) => v2::update(dir, resources),
         }
     }
+}
+
+/// What one container of a sandbox uses, as the sandbox counts it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Bytes.
+    pub memory: u64,
+    /// Bytes; none where there is no limit.
+    pub memory_limit: Option<u64>,
+    /// Nanoseconds in programs.
+    pub user: u64,
+    /// Nanoseconds in the sandbox's kernel.
+    pub system: u64,
+    /// Its threads.
+    pub pids: u64,
+    /// None where there is no limit.
+    pub pids_limit: Option<u64>,
 }
 
 fn any<M: Message + MessageDyn>(metrics: &M) -> Result<Any, containerd_shim_protos::protobuf::Error> {
@@ -157,6 +198,37 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn groups_are_shared_if_a_limit_of_one_is_a_limit_of_the_other() {
+        let of = |text: &str| find(Path::new("/c"), text).unwrap();
+        for (one, other, shared) in [
+            ("0::/a", "0::/a", true),
+            ("0::/a", "0::/a/b", false),
+            ("1:memory:/a\n2:pids:/", "1:memory:/a\n2:pids:/b", true),
+            ("1:memory:/a\n3:devices:/", "1:memory:/b\n3:devices:/", false),
+            ("1:memory:/a", "0::/a", false),
+        ] {
+            assert_eq!(of(one).is_shared_with(&of(other)), shared, "{one:?} {other:?}");
+        }
+    }
+
+    #[test]
+    fn metrics_of_a_container_have_every_part_in_both_versions() {
+        let used = Used { memory: 5, memory_limit: Some(9), user: 2000, system: 1000, pids: 3, pids_limit: None };
+        let v1 = v1::metrics_of(&used);
+        assert_eq!(
+            (v1.memory.usage.usage, v1.memory.usage.limit, v1.cpu.usage.total, v1.pids.current),
+            (5, 9, 3000, 3)
+        );
+        assert!(v1.blkio.is_some() && v1.cpu.throttling.is_some() && v1.memory_oom_control.is_some());
+        let v2 = v2::metrics_of(&used);
+        assert_eq!((v2.memory.usage, v2.memory.usage_limit, v2.cpu.usage_usec, v2.pids.current), (5, 9, 3, 3));
+        assert!(v2.io.is_some() && v2.memory_events.is_some());
+        let free = Used::default();
+        assert_eq!(v2::metrics_of(&free).memory.usage_limit, u64::MAX);
+        assert_eq!(v1::metrics_of(&free).memory.usage.limit, 0x7fff_ffff_ffff_f000);
+    }
 
     #[test]
     fn a_process_is_found_on_every_kind_of_host() {

@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use containerd_shim_protos::cgroups::metrics::*;
 use containerd_shim_protos::protobuf::MessageField;
 
-use super::{Limits, Resources, keyed, millis, number, write};
+use super::{Limits, Resources, Used, keyed, millis, number, write};
+
+/// What the kernel shows for no limit of memory: the largest whole number of pages.
+const NONE: u64 = i64::MAX as u64 & !0xfff;
 
 /// A process's directory in each controller's tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +35,12 @@ impl Dirs {
 
     pub(super) fn get(&self, controller: &str) -> Option<&Path> {
         self.0.get(controller).map(PathBuf::as_path)
+    }
+
+    /// Whether a controller that limits has the same directory for both.
+    pub(super) fn is_shared_with(&self, other: &Self) -> bool {
+        let same = |controller| self.get(controller).is_some_and(|dir| other.get(controller) == Some(dir));
+        ["memory", "cpu", "pids"].into_iter().any(same)
     }
 
     /// A file of a controller; of one that is not mounted, a path where nothing is.
@@ -59,6 +68,39 @@ pub(super) fn metrics(dirs: &Dirs) -> Metrics {
         rdma: MessageField::some(RdmaStat::default()),
         ..Default::default()
     }
+}
+
+/// Of a container that the kernel knows nothing of.
+pub(super) fn metrics_of(used: &Used) -> Metrics {
+    let (total, kernel, user) = (used.user.saturating_add(used.system), used.system, used.user);
+    let usage = CPUUsage { total, kernel, user, ..Default::default() };
+    let (usage, throttling) = (MessageField::some(usage), MessageField::some(Throttle::default()));
+    let limit = used.memory_limit.unwrap_or(NONE);
+    let entry = |usage, limit| MessageField::some(MemoryEntry { usage, limit, ..Default::default() });
+    let memory = MemoryStat {
+        rss: used.memory,
+        total_rss: used.memory,
+        hierarchical_memory_limit: limit,
+        usage: entry(used.memory, limit),
+        swap: entry(used.memory, NONE),
+        kernel: entry(0, NONE),
+        kernel_tcp: entry(0, NONE),
+        ..Default::default()
+    };
+    let pids = PidsStat { current: used.pids, limit: used.pids_limit.unwrap_or(0), ..Default::default() };
+    Metrics {
+        pids: MessageField::some(pids),
+        cpu: MessageField::some(CPUStat { usage, throttling, ..Default::default() }),
+        memory: MessageField::some(memory),
+        memory_oom_control: MessageField::some(MemoryOomControl::default()),
+        blkio: MessageField::some(BlkIOStat::default()),
+        rdma: MessageField::some(RdmaStat::default()),
+        ..Default::default()
+    }
+}
+
+pub(super) fn memory_usage(dirs: &Dirs) -> Option<u64> {
+    number(&dirs.file("memory", "memory.usage_in_bytes"))
 }
 
 fn cpu(dirs: &Dirs) -> CPUStat {
@@ -157,8 +199,6 @@ fn blkio(path: &Path) -> Vec<BlkIOEntry> {
 }
 
 pub(super) fn limits(dirs: &Dirs) -> Limits {
-    // What the kernel shows for no limit: the largest whole number of pages.
-    const NONE: u64 = i64::MAX as u64 & !0xfff;
     let cpu = |file: &str| number(&dirs.file("cpu", file)); // a quota of -1 is none, and no number
     Limits {
         memory_bytes: number(&dirs.file("memory", "memory.limit_in_bytes")).filter(|limit| *limit < NONE),

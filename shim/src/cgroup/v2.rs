@@ -7,7 +7,7 @@ use std::path::Path;
 use containerd_shim_protos::cgroups_v2::metrics::*;
 use containerd_shim_protos::protobuf::MessageField;
 
-use super::{Limits, Resources, keyed, millis, number, write};
+use super::{Limits, Resources, Used, keyed, millis, number, write};
 
 pub(super) fn metrics(dir: &Path) -> Metrics {
     let file = |name: &str| dir.join(name);
@@ -25,6 +25,35 @@ pub(super) fn metrics(dir: &Path) -> Metrics {
         rdma: MessageField::some(RdmaStat::default()),
         ..Default::default()
     }
+}
+
+/// Of a container that the kernel knows nothing of.
+pub(super) fn metrics_of(used: &Used) -> Metrics {
+    let (user_usec, system_usec) = (used.user / 1000, used.system / 1000);
+    let cpu =
+        CPUStat { usage_usec: user_usec.saturating_add(system_usec), user_usec, system_usec, ..Default::default() };
+    let memory = MemoryStat {
+        anon: used.memory,
+        usage: used.memory,
+        usage_limit: used.memory_limit.unwrap_or(u64::MAX),
+        swap_limit: u64::MAX,
+        max_usage: used.memory,
+        ..Default::default()
+    };
+    let pids = PidsStat { current: used.pids, limit: used.pids_limit.unwrap_or(0), ..Default::default() };
+    Metrics {
+        pids: MessageField::some(pids),
+        cpu: MessageField::some(cpu),
+        memory: MessageField::some(memory),
+        memory_events: MessageField::some(MemoryEvents::default()),
+        io: MessageField::some(IOStat::default()),
+        rdma: MessageField::some(RdmaStat::default()),
+        ..Default::default()
+    }
+}
+
+pub(super) fn memory_usage(dir: &Path) -> Option<u64> {
+    number(&dir.join("memory.current"))
 }
 
 fn cpu(dir: &Path) -> CPUStat {
@@ -137,9 +166,18 @@ pub(super) fn update(dir: &Path, r: &Resources) -> io::Result<()> {
     if let Some(shares) = r.cpu.shares.filter(|s| *s > 0) {
         write(dir.join("cpu.weight"), weight(shares))?;
     }
-    if let Some(quota) = r.cpu.quota {
-        let quota = if quota <= 0 { "max".to_owned() } else { quota.to_string() };
-        write(dir.join("cpu.max"), format!("{quota} {}", r.cpu.period.unwrap_or(100_000)))?;
+    if r.cpu.quota.is_some() || r.cpu.period.is_some() {
+        // One file for both: what an update does not name stays as it is.
+        let now = fs::read_to_string(dir.join("cpu.max")).unwrap_or_default();
+        let mut now = now.split_whitespace().map(str::to_owned);
+        let (quota_now, period_now) = (now.next(), now.next());
+        let quota = match r.cpu.quota {
+            Some(quota) if quota <= 0 => "max".to_owned(),
+            Some(quota) => quota.to_string(),
+            None => quota_now.unwrap_or_else(|| "max".to_owned()),
+        };
+        let period = r.cpu.period.filter(|p| *p > 0).map(|p| p.to_string()).or(period_now);
+        write(dir.join("cpu.max"), format!("{quota} {}", period.unwrap_or_else(|| "100000".to_owned())))?;
     }
     for (file, value) in [("cpuset.cpus", &r.cpu.cpus), ("cpuset.mems", &r.cpu.mems)] {
         if let Some(value) = value.as_ref().filter(|v| !v.is_empty()) {
@@ -187,6 +225,9 @@ mod tests {
         ] {
             assert_eq!(fs::read_to_string(dir.path().join(file)).unwrap(), expected, "{file}");
         }
+        // The period alone: the quota stays.
+        update(dir.path(), &serde_json::from_str(r#"{"cpu":{"period":20000}}"#).unwrap()).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("cpu.max")).unwrap(), "5000 20000");
         assert_eq!((weight(2), weight(262_144)), (1, 10_000));
     }
 }

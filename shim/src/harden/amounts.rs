@@ -79,16 +79,23 @@ pub fn known_limits(spec: &mut Value, _: Policy) -> Result<(), TaskError> {
 
 /// Limits of the control group, and a process's likelihood to be killed, are numbers that the kernel takes.
 pub fn resources(spec: &mut Value, _: Policy) -> Result<(), TaskError> {
-    for (name, least, most) in RESOURCES {
-        let path = format!("/linux/resources/{}", name.replace('.', "/"));
-        if let Some(value) = spec.pointer(&path) {
-            within(&format!("linux.resources.{name}"), value, least, most)?;
-        }
+    if let Some(resources) = spec.pointer("/linux/resources") {
+        resources_in_range(resources)?;
     }
     match spec.pointer("/process/oomScoreAdj") {
         Some(value) => within("process.oomScoreAdj", value, -1000, 1000),
         None => Ok(()),
     }
+}
+
+/// The same of `linux.resources` alone, which is what an update brings.
+pub fn resources_in_range(resources: &Value) -> Result<(), TaskError> {
+    for (name, least, most) in RESOURCES {
+        if let Some(value) = resources.pointer(&format!("/{}", name.replace('.', "/"))) {
+            within(&format!("linux.resources.{name}"), value, least, most)?;
+        }
+    }
+    Ok(())
 }
 
 /// A control group is named from the root down: nobody's leads out of the tree or into another's.

@@ -23,7 +23,7 @@ use crate::error::TaskError;
 use crate::request::Maker;
 use crate::settings::{IsolationSettings, UnsupportedSysctls};
 
-pub use amounts::MOST_BINDS;
+pub use amounts::{MOST_BINDS, resources_in_range};
 pub use exec::ForExecs;
 pub use files::{clean, hideable, is_bind, is_gvisors, is_writable};
 pub use summary::{Names, summary};

@@ -15,7 +15,9 @@ use nix::sys::signal::Signal;
 use super::attached::{self, Attached};
 use super::cli::Runsc;
 use super::control::{self, Control};
+use super::inside::{self, Counted, Setting, Version};
 use super::urpc::CallError;
+use crate::cgroup::Resources;
 use crate::error::TaskError;
 use crate::exec::ExecProcess;
 use crate::settings;
@@ -71,6 +73,7 @@ pub struct Calls {
     runsc: Runsc,
     root_id: String,
     control: OnceLock<Control>,
+    inside: OnceLock<Version>,
     by_cli: AtomicBool,
     /// The containers in whose name runsc has paused the sandbox; it resumes it and refuses signals by their state.
     frozen: Mutex<HashSet<String>>,
@@ -81,8 +84,8 @@ impl Calls {
     /// Of a sandbox that may still have to be made. `root_id` is its first container.
     pub fn new(runsc: Runsc, root_id: &str, control: settings::Control) -> Self {
         let by_cli = AtomicBool::new(control == settings::Control::Cli);
-        let (control, frozen, execs) = Default::default();
-        Self { runsc, root_id: root_id.to_owned(), control, by_cli, frozen, execs }
+        let (control, inside, frozen, execs) = Default::default();
+        Self { runsc, root_id: root_id.to_owned(), control, inside, by_cli, frozen, execs }
     }
 
     /// Finds out which way. The sandbox is made, and runs nothing yet.
@@ -252,6 +255,59 @@ impl Calls {
         connected.map_err(|error| TaskError::host(format!("connecting with port {port} of the sandbox"), error))
     }
 
+    /// What a container uses; nothing of one that has no control group inside yet, or no more.
+    pub async fn counted(&self, cid: &str) -> Result<Option<Counted>, TaskError> {
+        let version = self.inside();
+        let said = self.counting()?.read_groups(&inside::questions(version, cid)).await.map_err(uncounted)?;
+        Ok(inside::counted(version, &said.into_iter().map(Result::ok).collect::<Vec<_>>()))
+    }
+
+    /// The memory of each container, and of the files that all of them map, which is in each one's.
+    pub async fn memory(&self, cids: &[String]) -> Result<(Vec<Option<u64>>, u64), TaskError> {
+        let (version, control) = (self.inside(), self.counting()?);
+        let files: Vec<_> = cids.iter().map(|cid| inside::memory(version, cid)).collect();
+        // First, for what is mapped between the two must not be taken for a container's own.
+        let said = control.read_groups(&files).await.map_err(uncounted)?;
+        let mapped = control.mapped().await.map_err(uncounted)?;
+        Ok((said.into_iter().map(|said| said.ok()?.trim().parse().ok()).collect(), mapped))
+    }
+
+    /// Writes a container's limits into its control group inside. An error is one about what gVisor would hold it to.
+    pub async fn limit(&self, cid: &str, limits: &Resources) -> Result<(), TaskError> {
+        let settings = inside::settings(self.inside(), cid, limits);
+        let said = self.counting()?.write_groups(&settings).await.map_err(uncounted)?;
+        let failed = settings.iter().zip(said).filter_map(|(setting, said)| Some((setting, said.err()?)));
+        let (held, shown): (Vec<_>, Vec<_>) = failed.partition(|(setting, _)| Setting::is_enforced(setting));
+        for (setting, why) in shown {
+            tracing::debug!(cid, file = setting.name(), why, "a limit is not shown inside");
+        }
+        match held.first() {
+            None => Ok(()),
+            Some((setting, why)) => {
+                Err(TaskError::host(format!("writing {} of {cid} inside the sandbox", setting.name()), why))
+            }
+        }
+    }
+
+    /// Which control groups this build has inside.
+    pub fn inside(&self) -> Version {
+        *self.inside.get_or_init(|| self.runsc.inside())
+    }
+
+    /// Whether the sandbox can be asked what its containers use.
+    pub fn counts(&self) -> bool {
+        !self.by_cli()
+    }
+
+    fn counting(&self) -> Result<&Control, TaskError> {
+        match self.counts() {
+            true => self.control(),
+            false => Err(TaskError::Unimplemented(
+                "runsc's command line does not say what one container of a sandbox uses".into(),
+            )),
+        }
+    }
+
     /// Freezes or thaws the whole sandbox, in the name of one of its containers.
     pub async fn pause(&self, cid: &str, pause: bool) -> Result<(), TaskError> {
         if !self.by_cli() {
@@ -279,6 +335,14 @@ impl Calls {
 
     fn frozen(&self) -> MutexGuard<'_, HashSet<String>> {
         self.frozen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A build that lacks these calls lacks nothing else.
+fn uncounted(error: CallError) -> TaskError {
+    match error {
+        CallError::Unable { .. } => TaskError::Unimplemented(error.to_string()),
+        error => TaskError::host("asking the sandbox about its containers' control groups", error),
     }
 }
 

@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::control::Target;
+use super::inside::Version;
 use super::probe::{Features, Known};
 use crate::error::TaskError;
 use crate::{cgroup, mounts, paths, processes, reaper};
@@ -66,6 +67,11 @@ impl Runsc {
     /// What `choose` chose.
     pub fn chosen(&self) -> Option<PathBuf> {
         fs::read_link(paths::program(&self.dir)).ok()
+    }
+
+    /// Which control groups its sandboxes have inside.
+    pub fn inside(&self) -> Version {
+        Features::probe(&self.known()).inside()
     }
 
     fn log(&self) -> PathBuf {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
+use super::inside::{File, Results, Setting, Usage};
 use super::urpc::{CallError, MISFIT, PROMPT, call};
 use crate::exec::ExecProcess;
 
@@ -16,6 +17,9 @@ const SIGNAL: &str = "containerManager.Signal";
 const PAUSE: &str = "containerManager.Pause";
 const RESUME: &str = "containerManager.Resume";
 const PORT_FORWARD: &str = "containerManager.PortForward";
+const READ_GROUPS: &str = "Cgroups.ReadControlFiles";
+const WRITE_GROUPS: &str = "Cgroups.WriteControlFiles";
+const USAGE: &str = "Usage.Collect";
 
 /// One sandbox's control socket.
 #[derive(Clone, Debug)]
@@ -105,6 +109,23 @@ impl Control {
         call::<_, IgnoredAny>(&self.0, PORT_FORWARD, arg, &[stream.as_fd()], Some(PROMPT)).await.map(drop)
     }
 
+    /// Reads files of containers' control groups inside; of each its text, or why not.
+    pub async fn read_groups(&self, files: &[File]) -> Result<Vec<Result<String, String>>, CallError> {
+        let said: Results = call(&self.0, READ_GROUPS, read_arg(files), &[], Some(PROMPT)).await?;
+        said.of(READ_GROUPS, files.len())
+    }
+
+    /// Writes into such files; of each nothing, or why not.
+    pub async fn write_groups(&self, settings: &[Setting]) -> Result<Vec<Result<String, String>>, CallError> {
+        let said: Results = call(&self.0, WRITE_GROUPS, json!({"args": settings}), &[], Some(PROMPT)).await?;
+        said.of(WRITE_GROUPS, settings.len())
+    }
+
+    /// Bytes of files that the sandbox's programs have mapped.
+    pub async fn mapped(&self) -> Result<u64, CallError> {
+        call::<_, Usage>(&self.0, USAGE, json!({"Full": false}), &[], Some(PROMPT)).await.map(|usage| usage.mapped)
+    }
+
     /// Freezes or thaws the whole sandbox.
     pub async fn pause(&self, pause: bool) -> Result<(), CallError> {
         let method = if pause { PAUSE } else { RESUME };
@@ -119,6 +140,10 @@ fn exec_arg(cid: &str, p: &ExecProcess, pty: bool) -> Result<Value, String> {
         "ExtraKGIDs": p.user.additional_gids, "Capabilities": capabilities,
         "NoNewPrivileges": p.no_new_privileges, "StdioIsPty": pty, "ContainerID": cid, "GuestFDs": [0, 1, 2],
     }))
+}
+
+fn read_arg(files: &[File]) -> Value {
+    json!({"args": files.iter().map(|file| json!({"file": file})).collect::<Vec<_>>()})
 }
 
 fn wait_pid_arg(cid: &str, pid: i32) -> Value {
@@ -153,8 +178,10 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixListener;
 
+    use super::super::inside::{self, Version};
     use super::super::urpc::{encode, parse};
     use super::*;
+    use crate::cgroup::Resources;
 
     const BUILDS: [&str; 2] = ["runsc-2024", "runsc-2026"];
 
@@ -219,6 +246,19 @@ mod tests {
                 let unable = parse::<Value>(EXEC, &of(name));
                 assert!(matches!(unable, Err(CallError::Unable { .. })), "{build} {name}: {unable:?}");
             }
+            let version = if build == "runsc-2024" { Version::V1 } else { Version::V2 };
+            let read = |reply: &[u8]| {
+                let files = inside::questions(version, "recorded");
+                parse::<Results>(READ_GROUPS, reply).unwrap().of(READ_GROUPS, files.len()).unwrap()
+            };
+            let counted =
+                |reply| inside::counted(version, &read(reply).into_iter().map(Result::ok).collect::<Vec<_>>());
+            let used = counted(of("groups-read")).unwrap();
+            assert!(used.memory > 1 << 20 && used.user + used.system > 0 && used.pids == 1, "{build}: {used:?}");
+            assert_eq!(counted(of("groups-read-unknown-container")), None, "{build}");
+            let written = parse::<Results>(WRITE_GROUPS, &of("groups-write")).unwrap().of(WRITE_GROUPS, 2).unwrap();
+            assert!(written[0].is_ok() && written[1].is_err(), "{build}: {written:?}");
+            assert!(parse::<Usage>(USAGE, &of("usage")).unwrap().mapped > 1 << 20, "{build}");
             let all =
                 fs::read_dir(recordings(build)).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
             assert_eq!(all.collect::<BTreeSet<_>>(), known, "recordings that no test reads");
@@ -256,6 +296,14 @@ mod tests {
             for name in ["wait-pid", "wait-pid-killed"] {
                 assert_eq!(ours(WAIT_PID, wait_pid_arg(id, pid(&heard(name)))), heard(name), "{build} {name}");
             }
+            let version = if build == "runsc-2024" { Version::V1 } else { Version::V2 };
+            for (name, container) in [("groups-read", id), ("groups-read-unknown-container", "nobody")] {
+                let sent = ours(READ_GROUPS, read_arg(&inside::questions(version, container)));
+                assert_eq!(sent, heard(name), "{build} {name}");
+            }
+            let limits = Resources::parse(&json!({"memory": {"limit": 104_857_600}})).unwrap();
+            let (sent, theirs) = (&inside::settings(version, id, &limits)[0], heard("groups-write"));
+            assert_eq!(json!(sent), theirs["arg"]["args"][0], "{build}");
             assert_eq!(ours(WAIT, json!(id)), heard("wait"), "{build}");
             let someone = pid(&heard("signal-process"));
             let on_a_terminal = pid(&heard("signal-foreground"));

@@ -7,11 +7,15 @@ pub mod capabilities;
 pub mod cli;
 pub mod control;
 mod cover;
+mod inside;
+mod limits;
 mod member;
+mod memory_watch;
 pub mod probe;
 mod spec;
 pub mod urpc;
 mod view;
+mod wall;
 
 use std::collections::HashMap;
 use std::io;
@@ -26,7 +30,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::{Backend, Made, NewContainer, Place, Ran};
-use crate::cgroup::{self, Cgroup, Resources};
+use crate::cgroup::{self, Cgroup};
 use crate::error::TaskError;
 use crate::exec::ExecProcess;
 use crate::harden::Build;
@@ -37,6 +41,7 @@ use crate::{bundle, harden, interfaces, paths, reaper, settings};
 
 use calls::{Calls, Running, Target};
 use cli::{Network, Runsc};
+use limits::Limits;
 use member::Members;
 use probe::Features;
 
@@ -52,7 +57,8 @@ pub struct Gvisor {
     /// The control groups that its containers were to be in. On disk, too, where `delete` may have removed that already.
     groups: Mutex<HashMap<String, PathBuf>>,
     measured: OnceLock<Measured>,
-    members: Members,
+    members: Arc<Members>,
+    limits: Limits,
     execs: Mutex<HashMap<Key, Running>>,
 }
 
@@ -61,6 +67,8 @@ struct Measured {
     cgroup: Cgroup,
     /// Out-of-memory kills before there was a sandbox.
     kills: u64,
+    /// Whether it is not that of this shim, too.
+    is_own: bool,
 }
 
 impl Gvisor {
@@ -78,8 +86,8 @@ impl Gvisor {
         of_the_pod.choose(runsc).map_err(doing)?;
         let root_id = paths::runsc_id(&place.group);
         let calls = Arc::new(Calls::new(of_the_pod.clone(), &root_id, control));
-        let (pid, host_network, groups, measured, members, execs) = Default::default();
-        Ok(Self { place, root_id, runsc: of_the_pod, calls, pid, host_network, groups, measured, members, execs })
+        let (pid, host_network, groups, measured, members, limits, execs) = Default::default();
+        Ok(Self { place, root_id, runsc: of_the_pod, calls, pid, host_network, groups, measured, members, limits, execs })
     }
 
     /// Whether the sandbox lives and dies with this container.
@@ -105,7 +113,8 @@ impl Gvisor {
         let (id, request) = (new.id, new.stdio);
         let opening = |e| TaskError::host("opening stdio", e);
         let create = |stdio: Option<[OwnedFd; 3]>, console: Option<std::path::PathBuf>| async move {
-            let (bundle, systemd, id) = (new.bundle, new.options.systemd_cgroup, paths::runsc_id(id));
+            let systemd = new.options.systemd_cgroup || spec::is_systemds(&new.spec);
+            let (bundle, id) = (new.bundle, paths::runsc_id(id));
             self.runsc.create(bundle, &id, stdio, console.as_deref(), systemd, self.network()).await
         };
         if request.terminal {
@@ -132,17 +141,11 @@ impl Gvisor {
         match Cgroup::of(pid) {
             Ok(cgroup) => {
                 let kills = cgroup.oom_kills();
-                let _ = self.measured.set(Measured { cgroup, kills }); // the sandbox's, by its first container
+                let is_own = Cgroup::of(std::process::id() as i32).is_ok_and(|ours| !cgroup.is_shared_with(&ours));
+                let _ = self.measured.set(Measured { cgroup, kills, is_own }); // the sandbox's, by its first container
             }
             Err(error) => tracing::warn!(%error, "the sandbox's control group is not known: no metrics"),
         }
-    }
-
-    fn cgroup(&self) -> Result<&Cgroup, TaskError> {
-        let measured = self.measured.get();
-        measured
-            .map(|m| &m.cgroup)
-            .ok_or_else(|| TaskError::host("finding the sandbox's control group", "it is not known"))
     }
 
     /// Where there is no interface but a loopback, there is nothing to copy, and runsc would copy not even a loopback that
@@ -168,7 +171,8 @@ impl Backend for Gvisor {
 
     async fn create(&self, mut new: NewContainer<'_>) -> Result<Made, TaskError> {
         cover::cover(&mut new.spec, new.bundle)?;
-        spec::adapt(&mut new.spec, &self.root_id)?;
+        self.note_limits(new.id, &new.spec)?;
+        spec::adapt(&mut new.spec, &self.root_id, self.calls.inside(), self.is_root(new.id))?;
         if let Some(checkpoint) = new.checkpoint {
             spec::restore_args(&mut new.spec, checkpoint)?;
         }
@@ -178,26 +182,40 @@ impl Backend for Gvisor {
         if let Some(group) = spec::cgroup(&new.spec) {
             self.groups().insert(new.id.to_owned(), group);
         }
-        if !self.is_root(new.id) {
-            self.members.add(new.id);
-        }
         let Made { pid, io } = self.make(&new).await?;
         let pid = *self.pid.get_or_init(|| pid);
         self.measure(pid);
-        if self.is_root(new.id) {
-            self.calls.learn().await;
+        match self.is_root(new.id) {
+            true => self.calls.learn().await,
+            false => self.move_wall(false),
         }
         Ok(Made { pid, io })
     }
 
     async fn start(&self, id: &str, checkpoint: Option<&Path>) -> Result<(), TaskError> {
         let (network, runsc_id) = (self.network(), paths::runsc_id(id));
-        match checkpoint {
-            None => self.runsc.start(&runsc_id, network, self.members.take(id)).await?,
-            Some(image) => self.runsc.restore(&runsc_id, network, image).await?,
+        // What is held inside is so before its first instruction; for so long the pod stands still.
+        let stands = checkpoint.is_none() && self.is_held_inside(id);
+        if stands {
+            self.calls.pause(&runsc_id, true).await?;
         }
-        self.members.started(id);
-        Ok(())
+        let started = async {
+            match checkpoint {
+                None => self.runsc.start(&runsc_id, network, self.members.take(id)).await?,
+                Some(image) => self.runsc.restore(&runsc_id, network, image).await?,
+            }
+            self.members.started(id);
+            let held = self.hold(id).await;
+            if held.is_err() {
+                let _ = self.calls.signal(&runsc_id, Target::All, Signal::SIGKILL as u32).await; // it may have ended
+            }
+            held
+        };
+        let started = started.await;
+        match stands {
+            true => self.calls.pause(&runsc_id, false).await.and(started),
+            false => started,
+        }
     }
 
     async fn exec(&self, key: &Key, p: &ExecProcess, request: &stdio::Request) -> Result<Made, TaskError> {
@@ -229,7 +247,11 @@ impl Backend for Gvisor {
             return reaper::exit_of(*pid).await; // the sandbox process ends with its root container's status
         }
         match self.members.runs(&key.id).await {
-            true => self.calls.container_exit(&id).await,
+            true => {
+                let exit = self.calls.container_exit(&id).await;
+                self.members.ended(&key.id);
+                exit
+            }
             false => killed(),
         }
     }
@@ -272,18 +294,12 @@ impl Backend for Gvisor {
         Ok([Some(init), self.runsc.gofer(&self.root_id, &paths::runsc_id(id))].into_iter().flatten().collect())
     }
 
-    async fn stats(&self, _: &str) -> Result<Any, TaskError> {
-        self.cgroup()?.metrics().map_err(|e| TaskError::host("encoding metrics", e))
+    async fn stats(&self, id: &str) -> Result<Any, TaskError> {
+        self.metrics(id).await
     }
 
     async fn update(&self, id: &str, resources: &Any) -> Result<(), TaskError> {
-        if !self.is_root(id) {
-            let why = "one container of a pod has no limits of its own; update the pod's sandbox";
-            return Err(TaskError::Unimplemented(format!("{id}: {why}")));
-        }
-        let resources: Resources = serde_json::from_slice(&resources.value)
-            .map_err(|e| TaskError::Invalid(format!("resources: {e}; give linux.resources of the OCI spec")))?;
-        self.cgroup()?.update(&resources).map_err(|e| TaskError::host("updating limits", e))
+        self.change_limits(id, resources).await
     }
 
     async fn connect(&self, id: &str, port: u16, stream: OwnedFd) -> Result<(), TaskError> {
@@ -309,6 +325,10 @@ impl Backend for Gvisor {
         self.measured.get().map_or(0, |m| m.cgroup.oom_kills().saturating_sub(m.kills))
     }
 
+    fn is_over_its_limit(&self, id: &str) -> bool {
+        self.members.was_over(id)
+    }
+
     async fn delete_exec(&self, key: &Key) {
         self.execs().remove(key);
     }
@@ -329,6 +349,7 @@ impl Backend for Gvisor {
             }
         }
         self.members.remove(id);
+        self.move_wall(false);
         self.execs().retain(|exec, _| exec.id != id);
     }
 

@@ -5,14 +5,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::inside::Version;
 use crate::harden::Build;
 use crate::{paths, program_digest};
 
-/// Flags that older builds do not know, each with what is lost without it.
-const OPTIONAL: [(&str, &str); 2] = [
-    ("allow-suid", "set-uid bits of the image have no effect"),
-    ("oci-seccomp", "the spec's seccomp profile has no effect inside the sandbox"),
+/// Flags that older builds do not know, as they are given, each with what is lost without it.
+const OPTIONAL: [(&str, &str, &str); 3] = [
+    ("allow-suid", "", "set-uid bits of the image have no effect"),
+    ("oci-seccomp", "", "the spec's seccomp profile has no effect inside the sandbox"),
+    (INSIDE, "=v2", "a limit of processes holds for the sandbox's host tasks alone, which ends it"),
 ];
+const INSIDE: &str = "in-sandbox-cgroup";
+/// Under this name they are remembered; another one than before, where the list has changed.
+const KEPT: &str = "flags-2";
 
 /// What is remembered of one build of runsc: the same file, unchanged.
 #[derive(Clone, Debug)]
@@ -62,7 +67,7 @@ impl Features {
     /// letting the reaper run.
     pub fn probe(known: &Known) -> Self {
         let Some(runsc) = &known.runsc else { return Self::default() };
-        if let Some(text) = known.recall("flags") {
+        if let Some(text) = known.recall(KEPT) {
             return Self::known(&text);
         }
         let asked = Command::new(runsc).arg("flags").stdin(Stdio::null()).output();
@@ -71,12 +76,12 @@ impl Features {
         let all = [asked.stdout, asked.stderr].concat();
         let text = String::from_utf8_lossy(&all);
         let features = Self::known(&text);
-        for (flag, lost) in OPTIONAL {
+        for (flag, _, lost) in OPTIONAL {
             if !features.0.contains(&flag) {
                 tracing::warn!(runsc = %runsc.display(), flag, lost, "this build of runsc lacks a flag");
             }
         }
-        known.keep("flags", &features.0.iter().map(|flag| format!("-{flag}\n")).collect::<String>());
+        known.keep(KEPT, &features.0.iter().map(|flag| format!("-{flag}\n")).collect::<String>());
         features
     }
 
@@ -85,7 +90,7 @@ impl Features {
         let mut words =
             text.lines().filter_map(|line| line.trim_start().strip_prefix('-')?.split([' ', '\t', '=']).next());
         let all: Vec<_> = words.by_ref().map(|word| word.trim_start_matches('-').to_owned()).collect();
-        Self(OPTIONAL.iter().map(|(flag, _)| *flag).filter(|flag| all.iter().any(|known| known == flag)).collect())
+        Self(OPTIONAL.iter().map(|(flag, ..)| *flag).filter(|flag| all.iter().any(|known| known == flag)).collect())
     }
 
     /// What hardening must know of the build. Of its other qualities that `harden::Build` names, none has a flag: they came
@@ -94,9 +99,15 @@ impl Features {
         Build { seccomp: self.0.contains(&"oci-seccomp"), recent: self.0.contains(&"allow-suid") }
     }
 
+    /// Which control groups a sandbox has inside.
+    pub fn inside(&self) -> Version {
+        if self.0.contains(&INSIDE) { Version::V2 } else { Version::V1 }
+    }
+
     /// The flags as arguments.
     pub fn args(&self) -> impl Iterator<Item = String> {
-        self.0.iter().map(|flag| format!("--{flag}"))
+        let given = OPTIONAL.iter().filter(|(flag, ..)| self.0.contains(flag));
+        given.map(|(flag, value, _)| format!("--{flag}{value}"))
     }
 }
 
@@ -126,6 +137,10 @@ mod tests {
         let new = "  -allow-suid\n\tallow set-uid\n  -oci-seccomp\n  -overlay2 value\n";
         assert_eq!(Features::known(new).build(), Build::default());
         assert_eq!(Features::known(new).args().collect::<Vec<_>>(), ["--allow-suid", "--oci-seccomp"]);
+        let newer = format!("{new}  -in-sandbox-cgroup value\n");
+        let args: Vec<_> = Features::known(&newer).args().collect();
+        assert_eq!(args, ["--allow-suid", "--oci-seccomp", "--in-sandbox-cgroup=v2"]);
+        assert_eq!((Features::known(&newer).inside(), Features::known(new).inside()), (Version::V2, Version::V1));
         let old = "  -oci-seccomp\n  the text names -allow-suid in passing\n";
         assert_eq!(Features::known(old).args().collect::<Vec<_>>(), ["--oci-seccomp"]);
         assert_eq!(Features::known(old).build(), Build { seccomp: true, recent: false });

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::inside::{self, Version};
 use crate::error::TaskError;
 use crate::harden::seccomp;
 
@@ -15,12 +16,14 @@ const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 /// A checkpoint's note, beside runsc's files, of what its process was started with.
 const SAVED_ARGS: &str = "creto-args.json";
 
-/// Names the pod's sandbox as runsc does, gives it the pod's limits, and says in runsc's words what it has others for.
-pub fn adapt(spec: &mut Value, root_id: &str) -> Result<(), TaskError> {
+/// Names the pod's sandbox as runsc does, gives the container what it is counted and held by, and says in runsc's words what it has others
+/// for. `is_root`: the sandbox is made for it.
+pub fn adapt(spec: &mut Value, root_id: &str, inside: Version, is_root: bool) -> Result<(), TaskError> {
     if let Some(sandbox) = spec.get_mut("annotations").and_then(|annotations| annotations.get_mut(SANDBOX_ID)) {
         *sandbox = json!(root_id);
     }
-    limit_pod(spec);
+    weigh_pod(spec);
+    inside::prepare(spec, inside, is_root);
     own_user_namespace(spec);
     if let Some(profile) = spec.get_mut("linux").and_then(|linux| linux.get_mut("seccomp")) {
         *profile = seccomp::for_runsc(profile)?.unwrap_or_default();
@@ -71,26 +74,16 @@ fn mount_options(options: &[Value]) -> Vec<Value> {
     kept
 }
 
-/// A pod's limits come as annotations of its sandbox container, which has no resources of its own.
-fn limit_pod(spec: &mut Value) {
-    const LIMITS: [(&str, &str, &str); 4] = [
-        ("io.kubernetes.cri.sandbox-memory", "memory", "limit"),
-        ("io.kubernetes.cri.sandbox-cpu-shares", "cpu", "shares"),
-        ("io.kubernetes.cri.sandbox-cpu-quota", "cpu", "quota"),
-        ("io.kubernetes.cri.sandbox-cpu-period", "cpu", "period"),
-    ];
+/// A pod's weight comes as an annotation of its sandbox container, which has the least itself. There are limits beside it: the sums of
+/// those that its containers have, as if those without had none. Who has what is known when they come (`wall`).
+fn weigh_pod(spec: &mut Value) {
+    const SHARES: &str = "io.kubernetes.cri.sandbox-cpu-shares";
     if spec.pointer("/annotations/io.kubernetes.cri.container-type").and_then(Value::as_str) != Some("sandbox") {
         return;
     }
-    for (key, resource, limit) in LIMITS {
-        let value = spec
-            .pointer("/annotations")
-            .and_then(|all| all.get(key))
-            .and_then(Value::as_str)
-            .and_then(|text| text.parse::<i64>().ok());
-        if let Some(value) = value.filter(|v| *v > 0) {
-            set(spec, &["linux", "resources", resource, limit], json!(value));
-        }
+    let shares = spec.pointer("/annotations").and_then(|all| all.get(SHARES)?.as_str()?.parse::<i64>().ok());
+    if let Some(shares) = shares.filter(|shares| *shares > 0) {
+        set(spec, &["linux", "resources", "cpu", "shares"], json!(shares));
     }
 }
 
@@ -117,6 +110,14 @@ pub fn cgroup_of(bundle: &Path) -> Option<PathBuf> {
 pub fn cgroup(spec: &Value) -> Option<PathBuf> {
     let path = spec.pointer("/linux/cgroupsPath")?.as_str()?;
     path.starts_with('/').then(|| path.into())
+}
+
+/// Whether a spec names its control group as systemd does, `slice:prefix:name`. CRI does so without a word in the options, where the
+/// kubelet's pods are in slices.
+pub fn is_systemds(spec: &Value) -> bool {
+    let path = spec.pointer("/linux/cgroupsPath").and_then(Value::as_str).unwrap_or_default();
+    let parts: Vec<_> = path.split(':').collect();
+    matches!(parts[..], [slice, _, name] if !slice.contains('/') && !name.is_empty() && !name.contains('/'))
 }
 
 /// What the process of this bundle was started with.
@@ -172,18 +173,36 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_annotations_become_the_sandboxs_limits() {
+    fn a_pods_annotations_become_the_sandboxs_weight_and_no_limits() {
         let adapted = |kind: &str| {
             let mut spec = json!({"annotations": {
                 "io.kubernetes.cri.container-type": kind, SANDBOX_ID: "pod",
-                "io.kubernetes.cri.sandbox-memory": "1000", "io.kubernetes.cri.sandbox-cpu-quota": "0",
+                "io.kubernetes.cri.sandbox-memory": "1000", "io.kubernetes.cri.sandbox-cpu-shares": "512",
             }});
-            adapt(&mut spec, "root").unwrap();
+            adapt(&mut spec, "root", Version::V2, true).unwrap();
             spec
         };
-        assert_eq!(adapted("sandbox")["linux"]["resources"], json!({"memory": {"limit": 1000}}));
+        assert_eq!(adapted("sandbox")["linux"]["resources"], json!({"cpu": {"shares": 512}}));
         assert_eq!(adapted("sandbox")["annotations"][SANDBOX_ID], "root");
         assert_eq!(adapted("container").get("linux"), None);
+    }
+
+    #[test]
+    fn a_control_group_is_a_path_or_systemds_name_for_one() {
+        for (path, systemds, at) in [
+            ("kubepods-burstable-pod12_34.slice:cri-containerd:abc", true, None),
+            ("system.slice:runc:c", true, None),
+            (":nerdctl:c", true, None), // below the default slice
+            ("/kubepods/burstable/pod12/abc", false, Some("/kubepods/burstable/pod12/abc")),
+            ("/a:b:c", false, Some("/a:b:c")),
+            ("a:b", false, None),
+            ("a:b:c:d", false, None),
+            ("", false, None),
+        ] {
+            let spec = json!({"linux": {"cgroupsPath": path}});
+            assert_eq!((is_systemds(&spec), cgroup(&spec).as_deref()), (systemds, at.map(Path::new)), "{path}");
+        }
+        assert!(!is_systemds(&json!({})));
     }
 
     #[test]
@@ -195,7 +214,7 @@ mod tests {
             (&["bind", "rslave", "bogus"], &["bind", "rslave", "bogus"]),
         ] {
             let mut spec = json!({"mounts": [{"options": given}, {"options": 5}, 7]});
-            adapt(&mut spec, "root").unwrap();
+            adapt(&mut spec, "root", Version::V2, true).unwrap();
             assert_eq!(spec["mounts"], json!([{"options": expected}, {"options": 5}, 7]));
         }
     }
@@ -210,7 +229,7 @@ mod tests {
             "linux": {"resources": {"memory": {"limit": 1}, "cpu": {"shares": 1}}},
         }))) {
             let mut adapted = spec.clone();
-            adapt(&mut adapted, "root").unwrap();
+            adapt(&mut adapted, "root", Version::V2, false).unwrap();
             let sandbox = format!("/annotations/{SANDBOX_ID}");
             let named = spec.pointer(&sandbox).map(|_| json!("root"));
             prop_assert_eq!(adapted.pointer(&sandbox).cloned(), named, "{}", adapted);
