@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tracing::{Instrument, debug_span};
 use trust::id::{AgentId, ClaimId};
 use trust::sandbox_api::{Bound, Proven, RebindRequest};
 
@@ -56,7 +57,8 @@ pub async fn claim(
     caller: &Caller,
 ) -> Result<Claimed, ClaimError> {
     let began = Instant::now();
-    let done = all(pools, pool, request, caller, began).await;
+    let span = tracing::info_span!("claim", pool = %pool.name);
+    let done = all(pools, pool, request, caller, began).instrument(span).await;
     let outcome = match &done {
         Ok(claimed) if claimed.warm => Outcome::Hit,
         Ok(_) => Outcome::Cold,
@@ -89,7 +91,7 @@ async fn all(
             return Ok(Claimed { sandbox: member, warm, took }); // asked before, and done before
         }
         let taken = began.elapsed();
-        match bind(ports, &member, &spec, caller).await {
+        match bind(ports, &member, &spec, caller).instrument(debug_span!("bind", sandbox = %member.id)).await {
             Ok((shim, bound)) => break (member, hand, warm, taken, shim, bound),
             Err(error) => {
                 give_up(ports, &hand, error.code(), error.to_string()).await;
@@ -120,14 +122,15 @@ async fn all(
     let commanded = pool.template.mode == Mode::Hold && !spec.command.is_empty();
     if commanded {
         let command = Command { args: spec.command, env: spec.env, cwd: spec.cwd, user: request.user.clone() };
-        if let Err(error) = running::start(ports, &shim, &member.id, &command).await {
+        if let Err(error) = running::start(ports, &shim, &member.id, &command).instrument(debug_span!("start")).await {
             give_up(ports, &hand, "start-failed", error.to_string()).await;
             return Err(ClaimError::Spawn(SpawnError::StartFailed(error.to_string())));
         }
     }
     let started = began.elapsed();
     let input = if warm { Input::Bound } else { Input::Started(fence) };
-    let sandbox = ports.store.advance(&member.id, input, change, ports.now()).await.map_err(ClaimError::Store)?;
+    let advanced = ports.store.advance(&member.id, input, change, ports.now()).instrument(debug_span!("keep"));
+    let sandbox = advanced.await.map_err(ClaimError::Store)?;
     let kept = began.elapsed();
     if commanded {
         running::watch(ports, Some(shim), &sandbox.id);
@@ -196,7 +199,7 @@ async fn take(
     };
     loop {
         let freed = queue.ready.notified(); // before the look, or a member that comes between is missed
-        let ready = match ports.store.take(&asked(ports.now())).await {
+        let ready = match ports.store.take(&asked(ports.now())).instrument(debug_span!("take")).await {
             Ok(Taken::Taken(member)) => {
                 let hand = in_hand(ports, &member).await?;
                 return Ok((*member, hand, true));

@@ -76,6 +76,7 @@ pub mod running;
 
 pub mod config;
 pub mod metrics;
+pub mod telemetry;
 
 pub mod spawn;
 

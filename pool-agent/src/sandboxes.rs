@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use tracing::Instrument;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 use trust::id::{AgentId, SandboxId};
 
 use crate::admission::admit;
@@ -57,7 +58,8 @@ impl SandboxManager {
     /// Makes a sandbox that runs at once. Goes on to its end, or that of its undo, when nobody waits for it any more.
     pub async fn spawn(&self, request: SpawnRequest, agent: Option<AgentId>) -> Result<Sandbox, SpawnError> {
         let this = self.clone();
-        let spawned = tokio::spawn(async move { this.spawn_here(request, agent).await }.in_current_span());
+        let span = tracing::info_span!("spawn", sandbox = Empty, image = %request.spec.image);
+        let spawned = tokio::spawn(async move { this.spawn_here(request, agent).await }.instrument(span));
         spawned.await.unwrap_or(Err(SpawnError::Interrupted))
     }
 
@@ -74,6 +76,7 @@ impl SandboxManager {
             return Err(SpawnError::NameTaken(name.to_string()));
         }
         let id = fresh_id("sandbox")?;
+        Span::current().record("sandbox", tracing::field::display(&id));
         let hand = ports.hands.take(&id).ok_or_else(|| SpawnError::NameTaken(id.to_string()))?;
         let mut wished = Sandbox::wished(id.clone(), ports.node.clone(), None, request.spec, ports.now());
         (wished.name, wished.agent) = (request.name, agent);

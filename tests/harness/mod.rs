@@ -4,9 +4,10 @@
 pub mod agent;
 pub mod api;
 pub mod cli;
+pub mod collector;
 pub mod containerd;
-pub mod etcd;
 pub mod cri;
+pub mod etcd;
 pub mod events;
 pub mod http;
 pub mod images;
