@@ -73,6 +73,7 @@ mod pulling;
 pub mod readiness;
 pub mod recovery;
 pub mod running;
+pub mod usage;
 
 pub mod config;
 pub mod metrics;

@@ -10,6 +10,7 @@ pub mod spans;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper_util::client::legacy::Client;
@@ -41,6 +42,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LAST: Duration = Duration::from_secs(3);
 /// Where a collector takes traces (OTLP, "OTLP/HTTP Request").
 const TRACES: &str = "/v1/traces";
+
+/// The subscriber is the process's, and so is this. (`tracing::span_enabled!` would leave its verdict for the next span of the thread,
+/// where layers have filters of their own: tracing-subscriber 0.3.23.)
+static EXPORTS: AtomicBool = AtomicBool::new(false);
+
+/// Whether spans go to a collector.
+pub fn exports() -> bool {
+    EXPORTS.load(Ordering::Relaxed)
+}
 
 /// Why spans are not exported as they should be.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +158,7 @@ impl Telemetry {
         });
         let log = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
         registry().with(exported).with(log.with_filter(LevelFilter::from_level(level))).try_init()?;
+        EXPORTS.store(provider.is_some(), Ordering::Relaxed);
         Ok(Self(provider))
     }
 

@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 use crate::figures::{Samples, machine};
 use crate::harness::images::BUSYBOX;
 use crate::harness::network::Network;
-use crate::harness::parts;
 use crate::node::{Bench, network, pause};
 
+/// In PATH, by `scripts/bench`.
+const VEGETA: &str = "vegeta";
 /// What is read; of each so many a second.
 const READS: [&str; 4] = ["/health", "/metrics", "/v1/sandboxes", "/v1/warm-pools"];
 const RATE: &str = "50";
@@ -32,7 +33,7 @@ impl<'a> Readers<'a> {
         let start = |(number, path): (usize, &&str)| {
             let targets = network.node.path(&format!("reads-{number}.txt"));
             std::fs::write(&targets, format!("GET http://127.0.0.1:8080{path}\n")).unwrap();
-            let mut command = network.host.command(parts::vegeta().to_str().unwrap());
+            let mut command = network.host.command(VEGETA);
             command.args(["attack", "-rate", RATE, "-duration", "0", "-timeout", "10s", "-targets"]).arg(targets);
             command.stdout(File::create(results(network, number)).unwrap()).stdin(Stdio::null());
             command.spawn().unwrap()
@@ -47,7 +48,7 @@ impl<'a> Readers<'a> {
             reader.wait().unwrap();
         }
         for (number, path) in READS.iter().enumerate() {
-            let mut command = Command::new(parts::vegeta());
+            let mut command = Command::new(VEGETA);
             command.args(["report", "-type", "json"]).arg(results(self.network, number));
             let report: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
             let cells = ["50th", "95th", "99th", "max"]

@@ -110,11 +110,6 @@ pub fn otelcol() -> PathBuf {
     part_dir("otelcol").join("bin/otelcol")
 }
 
-/// Asks a server at a rate that does not go by its answers.
-pub fn vegeta() -> PathBuf {
-    part_dir("vegeta").join("bin/vegeta")
-}
-
 /// sigstore's verifier.
 pub fn cosign() -> PathBuf {
     part_dir("cosign").join("bin/cosign")

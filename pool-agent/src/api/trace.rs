@@ -9,9 +9,10 @@ use axum::response::Response;
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanContext, TraceContextExt, TraceFlags, TraceState};
 use tracing::field::{self, Empty};
-use tracing::{Instrument, Level, Span};
+use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use crate::telemetry;
 use crate::telemetry::spans::{ROUTE, STATUS};
 
 /// So much of a path is told, in bytes: a stranger writes it.
@@ -65,8 +66,7 @@ pub struct Traced {
 /// The span of a request; none where it is in nobody's trace.
 pub fn begin(method: &Method, path: &str, headers: &HeaderMap) -> Option<Traced> {
     let parent = Parent::of(headers);
-    let is_exported = tracing::span_enabled!(Level::DEBUG);
-    if parent.is_none() && !is_exported {
+    if parent.is_none() && !telemetry::exports() {
         return None;
     }
     let path = path.get(..path.floor_char_boundary(PATH)).unwrap_or_default();

@@ -180,7 +180,7 @@ impl HttpClient for ToCollector {
             let body = Limited::new(body, MAX_ANSWER).collect().await?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };
-        self.runtime.spawn(tokio::time::timeout(PATIENCE, exchange)).await??
+        self.runtime.spawn(async move { tokio::time::timeout(PATIENCE, exchange).await }).await??
     }
 }
 
