@@ -110,6 +110,7 @@ fn what_is_wrong_with_a_request_is_said_and_harms_nobody() {
     for (what, bytes, statuses) in [
         ("no HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello\r\n\r\n".to_vec(), &[400][..]),
         ("a path without end", question("GET", &format!("/v1/{}", "a".repeat(100_000)), "", ""), &[400, 414, 431]),
+        ("a long head at once", question("GET", "/health", &format!("X: {}\r\n", "a".repeat(100_000)), ""), &[431]),
         ("a head without end", question("GET", "/health", &format!("X: {}\r\n", "a".repeat(1 << 20)), ""), &[431]),
         ("a thousand headers", question("GET", "/health", &"X: a\r\n".repeat(1000), ""), &[431]),
         ("two lengths", question("POST", "/v1/sandboxes", "Content-Length: 7\r\n", "{}"), &[400]),

@@ -66,6 +66,7 @@ mod spawn;
 mod spawn_interrupted;
 mod stdio;
 mod stock_verifiers;
+mod tracing_export;
 mod upkeep;
 mod user_namespaces;
 mod warm_pool;

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tracing::{Instrument, debug_span};
 use trust::id::{AgentId, ClaimId};
 use trust::sandbox_api::{Bound, Proven, RebindRequest};
 
@@ -56,7 +57,8 @@ pub async fn claim(
     caller: &Caller,
 ) -> Result<Claimed, ClaimError> {
     let began = Instant::now();
-    let done = all(pools, pool, request, caller, began).await;
+    let span = tracing::info_span!("claim", pool = %pool.name);
+    let done = all(pools, pool, request, caller, began).instrument(span).await;
     let outcome = match &done {
         Ok(claimed) if claimed.warm => Outcome::Hit,
         Ok(_) => Outcome::Cold,
@@ -96,7 +98,8 @@ async fn all(
             return Ok(Claimed { sandbox: member, warm, took }); // asked before, and done before
         }
         let taken = began.elapsed();
-        match bind(ports, &member, &spec, caller, command.as_ref()).await {
+        let bound = bind(ports, &member, &spec, caller, command.as_ref());
+        match bound.instrument(debug_span!("bind", sandbox = %member.id)).await {
             Ok((shim, bound, registered)) => break (member, hand, warm, taken, shim, bound, registered),
             Err(error) => {
                 give_up(ports, &hand, error.code(), error.to_string()).await;
@@ -126,7 +129,9 @@ async fn all(
     // Before the record says that it runs: killed in between, whoever asks again by the same key has the command started, too.
     if let Some(registered) = registered {
         let started = match registered {
-            Ok(registered) => running::start(&shim, &member.id, registered).await,
+            Ok(registered) => {
+                running::start(&shim, &member.id, registered).instrument(debug_span!("start")).await
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = started {
@@ -136,7 +141,8 @@ async fn all(
     }
     let started = began.elapsed();
     let input = if warm { Input::Bound } else { Input::Started(fence) };
-    let sandbox = ports.store.advance(&member.id, input, change, ports.now()).await.map_err(ClaimError::Store)?;
+    let advanced = ports.store.advance(&member.id, input, change, ports.now()).instrument(debug_span!("keep"));
+    let sandbox = advanced.await.map_err(ClaimError::Store)?;
     let kept = began.elapsed();
     if commanded {
         running::watch(ports, Some(shim), &sandbox.id);
@@ -205,7 +211,7 @@ async fn take(
     };
     loop {
         let freed = queue.ready.notified(); // before the look, or a member that comes between is missed
-        let ready = match ports.store.take(&asked(ports.now())).await {
+        let ready = match ports.store.take(&asked(ports.now())).instrument(debug_span!("take")).await {
             Ok(Taken::Taken(member)) => {
                 let hand = in_hand(ports, &member).await?;
                 return Ok((*member, hand, true));

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use trust::https::ServiceUrl;
 
 /// pool-agent.toml.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -22,6 +23,8 @@ pub struct Config {
     pub store: Store,
     /// The table `[api]`.
     pub api: Api,
+    /// The table `[tracing]`.
+    pub tracing: Tracing,
     /// The table `[limits]`.
     pub limits: Limits,
 }
@@ -74,6 +77,8 @@ pub struct Api {
     pub listen: Option<SocketAddr>,
     /// Requests at the same time over TCP; more are told to come again.
     pub concurrent: usize,
+    /// Of these so many from one address (of IPv6: its /64) but loopback; as many as there are where it is 0.
+    pub concurrent_of_address: usize,
     /// The largest body, in bytes.
     pub body_bytes: usize,
     /// How long a request's head may take, or a handshake of TLS.
@@ -114,6 +119,19 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// Its private key (PEM).
     pub key: PathBuf,
+}
+
+/// The table `[tracing]`: where spans go ([`crate::telemetry`]).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tracing {
+    /// A collector that takes OTLP over HTTP, without `/v1/traces`; none where it is empty.
+    #[serde(deserialize_with = "text_or_none")]
+    pub otlp_endpoint: Option<String>,
+    /// Certificates (PEM) of whoever may vouch for an https collector; the system's own are not asked.
+    pub ca: Option<PathBuf>,
+    /// Of traces that begin here so many in a hundred. One that a caller has begun goes by what that has decided.
+    pub sample_percent: u8,
 }
 
 /// The table `[limits]`.
@@ -183,6 +201,12 @@ impl Config {
         if let Some((key, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
             return Err(format!("{key}: 0 would let nothing happen; give 1 or more"));
         }
+        if let Some(Err(why)) = self.tracing.otlp_endpoint.as_deref().map(ServiceUrl::parse) {
+            return Err(format!("tracing.otlp_endpoint: {why}"));
+        }
+        if self.tracing.sample_percent > 100 {
+            return Err("tracing.sample_percent: give 0 to 100".into());
+        }
         match &self.store {
             Store::Etcd { endpoints } if endpoints.is_empty() => {
                 Err("store.endpoints: name at least one, e.g. \"http://127.0.0.1:2379\"".into())
@@ -224,6 +248,7 @@ impl Default for Api {
         Self {
             listen: Some(SocketAddr::from(([127, 0, 0, 1], 8080))),
             concurrent: 256,
+            concurrent_of_address: 64,
             body_bytes: 1 << 20,
             head: Duration::from_secs(10),
             body: Duration::from_secs(30),
@@ -240,6 +265,12 @@ impl Default for Rates {
     }
 }
 
+impl Default for Tracing {
+    fn default() -> Self {
+        Self { otlp_endpoint: None, ca: None, sample_percent: 100 }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -252,6 +283,10 @@ impl Default for Limits {
             grace: Duration::from_secs(10),
         }
     }
+}
+
+fn text_or_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(Some(String::deserialize(deserializer)?).filter(|text| !text.is_empty()))
 }
 
 fn address_or_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
@@ -293,6 +328,9 @@ mod tests {
             ("[api]\nlisten = \"8080\"", "HOST:PORT"),
             ("[api.tls]\nkey = \"/k\"", "certificate"),
             ("[api.rate]\nagent = -1", "agent"),
+            ("[tracing]\notlp_endpoint = \"http://10.0.0.1:4318\"", "use https"),
+            ("[tracing]\notlp_endpoint = \"127.0.0.1:4318\"", "tracing.otlp_endpoint"),
+            ("[tracing]\nsample_percent = 101", "tracing.sample_percent"),
         ] {
             let error = read(text).expect_err(why).to_string();
             assert!(error.contains(why) && error.contains("c.toml"), "{error}");

@@ -5,12 +5,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::Level;
 use trust::chain::chain;
 
 use crate::api::tls::BadTls;
 use crate::api::{self, Api};
-use crate::node::Root;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::node::{Node, Root};
 use crate::runtime::{OpenFailed, Runtime};
+use crate::telemetry::{BadTelemetry, Telemetry};
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +25,9 @@ pub enum DaemonFailed {
     /// Its certificate, or the key of that.
     #[error(transparent)]
     Tls(#[from] BadTls),
+    /// Where its spans are to go.
+    #[error(transparent)]
+    Telemetry(#[from] BadTelemetry),
     /// Something of the system's.
     #[error("{doing}")]
     Io {
@@ -36,18 +43,27 @@ pub(crate) fn doing<T>(what: impl Into<String>, result: io::Result<T>) -> Result
     result.map_err(|error| DaemonFailed::Io { doing: what.into(), error })
 }
 
-/// Runs until SIGTERM or SIGINT; SIGHUP reads pools.d and the certificate again.
-pub fn run(root: Option<&Path>) -> Result<(), DaemonFailed> {
+/// Runs until SIGTERM or SIGINT, and logs from this level on; SIGHUP reads pools.d and the certificate again.
+pub fn run(root: Option<&Path>, level: Level) -> Result<(), DaemonFailed> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    doing("starting", runtime)?.block_on(serve(Root::new(root)))
+    doing("starting", runtime)?.block_on(async {
+        let root = Root::new(root);
+        let config = Config::read(&root.agent_config()).map_err(OpenFailed::from)?;
+        let node = Node::read(&root).map_err(OpenFailed::from)?.id;
+        let metrics = Metrics::new();
+        let telemetry = Telemetry::start(&config.tracing, &node, level, metrics.spans.clone())?;
+        let served = serve(root, config, metrics).await;
+        telemetry.end().await;
+        served
+    })
 }
 
-async fn serve(root: Root) -> Result<(), DaemonFailed> {
+async fn serve(root: Root, config: Config, metrics: Metrics) -> Result<(), DaemonFailed> {
     let mut end = doing("signals", signal(SignalKind::terminate()))?;
     let mut interrupt = doing("signals", signal(SignalKind::interrupt()))?;
     let mut reload = doing("signals", signal(SignalKind::hangup()))?;
     let _alone = alone(&root)?;
-    let runtime = Runtime::open(root).await?;
+    let runtime = Runtime::open_with(root, config, metrics).await?;
     let ports = runtime.ports();
     let listeners = api::listen(ports).await?;
     let tls = listeners.tls();

@@ -236,7 +236,6 @@ pub async fn attached<T: Send + 'static>(
     to: mpsc::Sender<T>,
     wrap: fn(Bytes) -> T,
 ) -> Result<u32, ExecError> {
-    let _in_use = ports.sessions.begin(id);
     let mut looks = 0;
     loop {
         let exit = ports.exits.of(id); // before the look at the log: what it wrote last is there then

@@ -1,6 +1,7 @@
 //! Sandboxes that nobody uses end when their `idle_timeout` is over.
 //!
-//! A sandbox is used while somebody has a session in it (exec, attach, files in or out), and whenever it has used more than [`FLOOR`] of a
+//! A sandbox is used while somebody has a session in it (exec, attach, files in or out; whoever only
+//! reads its log, for as long as that may be, does nothing in it), and whenever it has used more than [`FLOOR`] of a
 //! processor since it was looked at before. What was seen last is kept in its record, so that an agent that was restarted goes on from there.
 //! Not here: members that wait, whose age is their pool's business; what connects from inside counts by the processor time that it takes.
 

@@ -73,9 +73,11 @@ mod pulling;
 pub mod readiness;
 pub mod recovery;
 pub mod running;
+pub mod usage;
 
 pub mod config;
 pub mod metrics;
+pub mod telemetry;
 
 pub mod spawn;
 

@@ -13,6 +13,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::telemetry::spans::SpanCounts;
+
 /// From 100 µs: a target of 20 ms must lie between two of them.
 const SECONDS: [f64; 16] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 30.0];
@@ -112,6 +114,8 @@ pub struct Metrics {
     audit_oldest: Ratio,
     audit_kept: Gauge,
     audit_failures: Counter,
+    /// Spans that were to be exported.
+    pub spans: SpanCounts,
 }
 
 fn seconds() -> Histogram {
@@ -139,6 +143,7 @@ impl Metrics {
             audit_oldest: Ratio::default(),
             audit_kept: Gauge::default(),
             audit_failures: Counter::default(),
+            spans: SpanCounts::default(),
             registry: Registry::default(),
         };
         let m = &metrics;
@@ -184,6 +189,12 @@ impl Metrics {
         );
         registry.register("audit_ledger_records", "Records that the ledger has", m.audit_kept.clone());
         registry.register("audit_ledger_failures", "Drains that failed", m.audit_failures.clone());
+        registry.register("spans_exported", "Spans that a collector has taken", m.spans.exported.clone());
+        registry.register(
+            "spans_dropped",
+            "Spans that no collector took, or that found the queue full",
+            m.spans.dropped.clone(),
+        );
         registry.register("build", "Which build this is", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         Self { registry, ..metrics }
     }

@@ -96,7 +96,13 @@ fn doing<T>(what: impl Into<String>, result: io::Result<T>) -> Result<T, OpenFai
 impl Runtime {
     /// Opens the node whose files lie below `root`, as pool-agent.toml says. Nothing is done before [`Self::recover`] and [`Self::run`].
     pub async fn open(root: Root) -> Result<Self, OpenFailed> {
-        let ports = Arc::new(open(root).await?);
+        let config = Config::read(&root.agent_config())?;
+        Self::open_with(root, config, Metrics::new()).await
+    }
+
+    /// The same, by settings that were read already.
+    pub(crate) async fn open_with(root: Root, config: Config, metrics: Metrics) -> Result<Self, OpenFailed> {
+        let ports = Arc::new(open(root, config, metrics).await?);
         Ok(Self {
             sandboxes: SandboxManager::new(ports.clone()),
             pools: WarmPoolManager::new(ports.clone()),
@@ -140,8 +146,7 @@ impl Runtime {
     }
 }
 
-async fn open(root: Root) -> Result<Ports, OpenFailed> {
-    let config = Config::read(&root.agent_config())?;
+async fn open(root: Root, config: Config, metrics: Metrics) -> Result<Ports, OpenFailed> {
     let node = Node::read(&root)?.id;
     for dir in [root.lib().to_owned(), root.run().to_owned()] {
         doing(dir.display().to_string(), std::fs::create_dir_all(&dir))?;
@@ -177,7 +182,7 @@ async fn open(root: Root) -> Result<Ports, OpenFailed> {
         store,
         maker,
         clock: Arc::new(SystemClock),
-        metrics: Metrics::new(),
+        metrics,
         holder: holder(config.holder.clone())?,
         hands: Arc::new(Hands::default()),
         sessions: Arc::new(Sessions::default()),

@@ -1,15 +1,14 @@
 //! `SandboxManager`: the node's sandboxes, whoever they were made for.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
-use tracing::Instrument;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 use trust::id::{AgentId, SandboxId};
 
 use crate::admission::admit;
-use crate::api::types::{SandboxView, SpawnRequest, Usage};
-use crate::containerd;
+use crate::api::types::{SandboxView, SpawnRequest};
 use crate::ending::{Manner, end, end_soon, give_up};
 use crate::error::SpawnError;
 use crate::logs::Position;
@@ -19,6 +18,7 @@ use crate::ports::Ports;
 use crate::recovery::has_ended;
 use crate::sandbox::{Phase, Sandbox};
 use crate::store::{Filter, StoreError};
+use crate::usage::Usages;
 
 /// Of a log so much is given at most, in bytes: its end.
 const LOG: u64 = 4 << 20;
@@ -27,8 +27,7 @@ const LOG: u64 = 4 << 20;
 #[derive(Clone)]
 pub struct SandboxManager {
     ports: Arc<Ports>,
-    /// What each had used when it was looked at last.
-    looked: Arc<Mutex<HashMap<SandboxId, (Instant, u64)>>>,
+    usages: Arc<Usages>,
 }
 
 /// Why a sandbox is not found, or not ended.
@@ -51,13 +50,14 @@ pub enum SandboxError {
 impl SandboxManager {
     /// Over these ports.
     pub fn new(ports: Arc<Ports>) -> Self {
-        Self { ports, looked: Arc::default() }
+        Self { usages: Usages::new(ports.clone()), ports }
     }
 
     /// Makes a sandbox that runs at once. Goes on to its end, or that of its undo, when nobody waits for it any more.
     pub async fn spawn(&self, request: SpawnRequest, agent: Option<AgentId>) -> Result<Sandbox, SpawnError> {
         let this = self.clone();
-        let spawned = tokio::spawn(async move { this.spawn_here(request, agent).await }.in_current_span());
+        let span = tracing::info_span!("spawn", sandbox = Empty, image = %request.spec.image);
+        let spawned = tokio::spawn(async move { this.spawn_here(request, agent).await }.instrument(span));
         spawned.await.unwrap_or(Err(SpawnError::Interrupted))
     }
 
@@ -74,6 +74,7 @@ impl SandboxManager {
             return Err(SpawnError::NameTaken(name.to_string()));
         }
         let id = fresh_id("sandbox")?;
+        Span::current().record("sandbox", tracing::field::display(&id));
         let hand = ports.hands.take(&id).ok_or_else(|| SpawnError::NameTaken(id.to_string()))?;
         let mut wished = Sandbox::wished(id.clone(), ports.node.clone(), None, request.spec, ports.now());
         (wished.name, wished.agent) = (request.name, agent);
@@ -113,41 +114,17 @@ impl SandboxManager {
     /// The same, with what it uses.
     pub async fn view(&self, id_or_name: &str) -> Result<SandboxView, SandboxError> {
         let sandbox = self.find(id_or_name).await?;
-        Ok(self.views(vec![sandbox]).await.remove(0))
+        let usage = self.usages.of(&sandbox).await;
+        Ok(SandboxView { sandbox, usage })
     }
 
     /// This node's sandboxes that fit, oldest first, with what they use.
     pub async fn list(&self, filter: &Filter) -> Result<Vec<SandboxView>, SandboxError> {
         let filter = Filter { node: Some(self.ports.node.clone()), ..filter.clone() };
-        Ok(self.views(self.ports.store.sandboxes(&filter).await?).await)
-    }
-
-    async fn views(&self, sandboxes: Vec<Sandbox>) -> Vec<SandboxView> {
-        let ids: Vec<String> = sandboxes.iter().map(|sandbox| sandbox.id.to_string()).collect();
-        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-        let used = self.ports.maker.containers.usage(&ids).await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "what sandboxes use is not known");
-            BTreeMap::new()
-        });
-        let view = |sandbox: Sandbox| {
-            let usage = used.get(&sandbox.id.to_string()).map(|used| self.usage(&sandbox, used));
-            SandboxView { sandbox, usage }
-        };
-        sandboxes.into_iter().map(view).collect()
-    }
-
-    fn usage(&self, sandbox: &Sandbox, used: &containerd::Usage) -> Usage {
-        let now = Instant::now();
-        let before = {
-            let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-            looked.insert(sandbox.id.clone(), (now, used.cpu_nanos))
-        };
-        let (seconds, nanos) = match before {
-            Some((then, nanos)) => ((now - then).as_secs_f64(), used.cpu_nanos.saturating_sub(nanos)),
-            None => (self.ports.now().since(sandbox.created_at).as_secs_f64(), used.cpu_nanos),
-        };
-        let cpu_percent = if seconds > 0.0 { nanos as f64 / 1e7 / seconds } else { 0.0 };
-        Usage { cpu_percent, memory_bytes: used.memory_bytes }
+        let all = self.ports.store.sandboxes(&filter).await?;
+        let used = self.usages.of_all().await;
+        let view = |sandbox: Sandbox| SandboxView { usage: used.get(&sandbox.id).copied(), sandbox };
+        Ok(all.into_iter().map(view).collect())
     }
 
     /// Ends a sandbox. A graceful end takes up to the grace period.
@@ -157,7 +134,6 @@ impl SandboxManager {
         let ports = self.ports.clone();
         let ends = async move { end(&ports, &hand, Input::ended("terminated", "somebody ended it"), manner).await };
         let ended = tokio::spawn(ends.in_current_span());
-        self.looked.lock().unwrap_or_else(PoisonError::into_inner).remove(&sandbox.id);
         Ok(ended.await.unwrap_or(Err(StoreError::NotFound(sandbox.id)))?)
     }
 

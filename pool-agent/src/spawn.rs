@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::Instrument;
+use tracing::{Instrument, debug_span};
 use trust::id::SandboxId;
 
 use crate::containerd::spec::{self, Bind, Limits, SpecError, Wishes};
@@ -215,7 +215,7 @@ impl Ascent<'_> {
 
     async fn all(&mut self, progress: Progress) -> Result<(u32, String, Option<Attached>), Cause> {
         let (node, wanted) = (self.node, self.wanted);
-        let image = node.containers.image(&wanted.image, progress).await?;
+        let image = node.containers.image(&wanted.image, progress).instrument(debug_span!("image")).await?;
         self.enter(Step::Spec);
         let accounts = node.containers.accounts(&image).await?;
         let mut wishes = wishes(wanted, &node.namespace);
@@ -224,7 +224,7 @@ impl Ascent<'_> {
             return self.up(image, &accounts, wishes, None).await;
         }
         self.enter(Step::Network);
-        let network = node.networks.attach(&wanted.id).await?;
+        let network = node.networks.attach(&wanted.id).instrument(debug_span!("network")).await?;
         wishes.netns = Some(network.netns.clone());
         let file = |source: &PathBuf, destination: &str| Bind {
             source: source.clone(),
@@ -260,9 +260,9 @@ impl Ascent<'_> {
             runtime_path: wanted.runtime_path.clone(),
             stdio: wanted.stdio.clone(),
         };
-        let pid = node.containers.create(new).await?;
+        let pid = node.containers.create(new).instrument(debug_span!("create")).await?;
         self.enter(Step::Start);
-        if let Err(error) = node.containers.start(&id).await {
+        if let Err(error) = node.containers.start(&id).instrument(debug_span!("start")).await {
             let undone = node.containers.delete(&id).await;
             self.undo(undone);
             return Err(error.into());

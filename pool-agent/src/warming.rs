@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use tracing::{Instrument, debug_span};
 use trust::clock::Timestamp;
 use trust::id::SandboxId;
 
@@ -141,6 +142,11 @@ impl WarmPoolManager {
 
     /// Makes a member that was begun, when there is room; it is Ready at the end, or gone.
     pub(crate) async fn warm(&self, pool: &Pool, hand: Hand, began: Timestamp) -> Result<(), SpawnError> {
+        let span = tracing::info_span!("warm", pool = %pool.name, sandbox = %hand.id());
+        self.warm_one(pool, hand, began).instrument(span).await
+    }
+
+    async fn warm_one(&self, pool: &Pool, hand: Hand, began: Timestamp) -> Result<(), SpawnError> {
         let (ports, id) = (self.ports(), hand.id().clone());
         let room = self.room().acquire().await.map_err(|_| SpawnError::Interrupted)?;
         let first = First::of_member(&pool.template);
@@ -149,10 +155,13 @@ impl WarmPoolManager {
             let wished = ports.store.sandbox(&id).await.map_err(SpawnError::Store)?.ok_or(SpawnError::Interrupted)?;
             let made = make(ports, &wished, first).await?;
             drop(room); // a server that is slow to start keeps no other pool waiting
-            match pool.template.mode {
-                Mode::Hold => readiness::rehearse(ports, &id).await?,
-                Mode::Run => readiness::wait(ports, &id, pool.template.readiness.as_ref()).await?,
-            }
+            let ready = async {
+                match pool.template.mode {
+                    Mode::Hold => readiness::rehearse(ports, &id).await,
+                    Mode::Run => readiness::wait(ports, &id, pool.template.readiness.as_ref()).await,
+                }
+            };
+            ready.instrument(debug_span!("readiness")).await?;
             let change = Change { attestation: made.attestation, ..Change::default() };
             ports.store.advance(&id, Input::Warmed(made.fence), change, ports.now()).await.map_err(SpawnError::Store)
         };

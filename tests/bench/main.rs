@@ -1,5 +1,5 @@
-//! What claims, pods and many sandboxes that wait cost: a private node (containerd, creto-egress, creto-pool-agent, as the tests
-//! have it), asked over the agent's socket. `scripts/bench claim`, `pod` and `scale` run this; docs/benchmarks.md has the method.
+//! What claims, pods and many sandboxes that wait cost, and what reading the API does: a private node (containerd, creto-egress, creto-pool-agent, as the
+//! tests have it), asked over the agent's socket. `scripts/bench claim`, `pod`, `scale` and `api` run this; docs/benchmarks.md has the method.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr, missing_docs)]
 
@@ -7,6 +7,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod api;
 mod claim;
 mod etcd;
 mod figures;
@@ -18,8 +19,7 @@ mod scale;
 
 use std::process::ExitCode;
 
-const USAGE: &str =
-    "usage: scripts/bench claim [--n N] [--store sqlite|etcd] | pod [--n N] | scale [--members N] [--free-mib MIB]";
+const USAGE: &str = "usage: scripts/bench claim [--n N] [--store sqlite|etcd] | pod [--n N] | scale [--members N] [--free-mib MIB] | api [--spawns N]";
 
 /// The number behind a flag, or what holds without it.
 fn number(args: &[String], flag: &str, default: usize) -> Result<usize, String> {
@@ -55,6 +55,10 @@ fn run(args: &[String]) -> Result<(), String> {
         Some("scale") => {
             known(&["--members", "--free-mib"])?;
             scale::run(number(args, "--members", 1000)?, number(args, "--free-mib", 2048)?);
+        }
+        Some("api") => {
+            known(&["--spawns"])?;
+            api::run(number(args, "--spawns", 50)?);
         }
         _ => return Err(USAGE.to_owned()),
     }

@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod api;
 pub mod cli;
+pub mod collector;
 pub mod containerd;
 pub mod cri;
 pub mod etcd;

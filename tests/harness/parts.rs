@@ -105,6 +105,11 @@ pub fn registry() -> PathBuf {
     part_dir("registry").join("bin/docker-registry")
 }
 
+/// OpenTelemetry's collector, with an OTLP receiver and an exporter that writes what comes.
+pub fn otelcol() -> PathBuf {
+    part_dir("otelcol").join("bin/otelcol")
+}
+
 /// sigstore's verifier.
 pub fn cosign() -> PathBuf {
     part_dir("cosign").join("bin/cosign")

@@ -135,6 +135,7 @@ async fn attach(
     let upgrade = asked_for(upgrade)?;
     let id = has_written(&api, via, &headers, &id).await?;
     Ok(upgraded(upgrade, |_, to| async move {
+        let _in_use = api.ports.sessions.begin(&id);
         exec::attached(&api.ports, &id, Position::default(), to, Frame::Stdout).await
     }))
 }

@@ -89,7 +89,7 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
 }
 
 /// Whoever has one address of a /64 has all of them (RFC 6177); an IPv4 address is one however it is written.
-fn network(peer: IpAddr) -> IpAddr {
+pub fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V4(v4) => v4.into(),
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),

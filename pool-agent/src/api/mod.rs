@@ -15,6 +15,7 @@ pub mod keys;
 pub mod limits;
 mod logs;
 mod openapi;
+mod places;
 pub mod policies;
 mod pools;
 pub mod problem;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::StatusCode;
+use axum::middleware::from_fn;
 use tokio::sync::Semaphore;
 
 use crate::egress_controller::EgressController;
@@ -69,6 +71,7 @@ impl Api {
     pub fn router(self) -> Router {
         let all = routes().into_iter();
         all.fold(Router::new(), |router, Route { path, handler, .. }| router.route(path, handler))
+            .route_layer(from_fn(trace::routed))
             .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "no-such-path", "there is nothing at this path") })
             .method_not_allowed_fallback(|| async {
                 Problem::new(

@@ -158,7 +158,8 @@ fn given(mut schema: Value) -> Value {
 /// What may go wrong, by status: what the route says, and what its parts bring about.
 fn problems(route: &Route) -> BTreeMap<u16, BTreeSet<&'static str>> {
     let mut all = route.problems.clone();
-    all.extend([(429, "rate-limited"), (503, "too-many-callers")]); // over TCP (`super::limits`, `super::serve`)
+    all.extend([(429, "rate-limited"), (503, "too-many-callers")]); // over TCP (`super::limits`, `super::places`)
+    all.push((431, "head-too-large"));
     if route.path.contains('{') {
         all.extend([(400, "invalid-path"), (404, "no-such-path")]);
     }

@@ -22,11 +22,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tower_service::Service;
-use tracing::Instrument;
 
 use super::Api;
 use super::auth::{Auth, Peer, Via};
 use super::limits::is_open;
+use super::places::{NoPlace, Places};
 use super::problem::Problem;
 use super::stall::Impatient;
 use super::tls::Tls;
@@ -41,6 +41,8 @@ const AGAIN: Duration = Duration::from_millis(100);
 const OVER_SOCKET: usize = 1024;
 /// So many at once, of those that find all places taken over TCP, are told so.
 const LOBBY: usize = 64;
+/// The longest head, in bytes of its path and headers.
+const HEAD: usize = 64 << 10;
 /// After so long they may come again.
 const BUSY: Duration = Duration::from_secs(1);
 
@@ -110,7 +112,7 @@ pub fn serve(listeners: Listeners, api: Api) {
 
 /// Who comes when all places are taken is told so, as long as there is room for that.
 async fn serve_tcp(tcp: TcpListener, tls: Option<Arc<Tls>>, over: OverTcp, settings: config::Api) {
-    let room = Arc::new(Semaphore::new(settings.concurrent));
+    let places = Places::new(settings.concurrent, settings.concurrent_of_address);
     let lobby = Arc::new(Semaphore::new(LOBBY));
     loop {
         let (stream, peer) = match tcp.accept().await {
@@ -120,10 +122,10 @@ async fn serve_tcp(tcp: TcpListener, tls: Option<Arc<Tls>>, over: OverTcp, setti
                 continue;
             }
         };
-        let (place, is_in) = match room.clone().try_acquire_owned() {
-            Ok(place) => (place, true),
-            Err(_) => match lobby.clone().try_acquire_owned() {
-                Ok(place) => (place, false),
+        let (place, refused) = match places.take(peer.ip()) {
+            Ok(place) => ((Some(place), None), None),
+            Err(why) => match lobby.clone().try_acquire_owned() {
+                Ok(in_lobby) => ((None, Some(in_lobby)), Some(why)),
                 Err(_) => continue, // it is cut off
             },
         };
@@ -132,9 +134,9 @@ async fn serve_tcp(tcp: TcpListener, tls: Option<Arc<Tls>>, over: OverTcp, setti
         let (tls, over) = (tls.as_deref().map(Tls::acceptor), over.clone());
         tokio::spawn(async move {
             let _place = place;
-            let Some(acceptor) = tls else { return over.connection(stream, peer.ip(), is_in).await };
+            let Some(acceptor) = tls else { return over.connection(stream, peer.ip(), refused).await };
             match tokio::time::timeout(over.head, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => over.connection(stream, peer.ip(), is_in).await,
+                Ok(Ok(stream)) => over.connection(stream, peer.ip(), refused).await,
                 Ok(Err(error)) => tracing::debug!(%error, "a caller does not speak TLS as we do"),
                 Err(_) => tracing::debug!("a handshake took too long"),
             }
@@ -156,9 +158,9 @@ struct OverTcp {
 }
 
 impl OverTcp {
-    async fn connection(self, stream: impl Stream, address: IpAddr, is_in: bool) {
+    async fn connection(self, stream: impl Stream, address: IpAddr, refused: Option<NoPlace>) {
         let Self { auth, router, head } = self;
-        connection(stream, head, move |request| answer(request, router.clone(), auth.clone(), address, is_in)).await;
+        connection(stream, head, move |request| answer(request, router.clone(), auth.clone(), address, refused)).await;
     }
 }
 
@@ -168,11 +170,10 @@ async fn answer(
     mut router: Router,
     auth: Arc<Auth>,
     address: IpAddr,
-    is_in: bool,
+    refused: Option<NoPlace>,
 ) -> Result<Response, Infallible> {
-    if !is_in {
-        let why = "as many callers are served over TCP as may be at the same time (api.concurrent)";
-        let busy = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-callers", why).again_after(BUSY);
+    if let Some(why) = refused {
+        let busy = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-callers", why.sentence()).again_after(BUSY);
         return Ok(([(CONNECTION, "close")], busy).into_response());
     }
     let peer = Peer::new(address);
@@ -191,6 +192,18 @@ async fn answer(
     response
 }
 
+/// What hyper has room for it takes, however long a head is that comes at once: its own limit is one of reading on.
+fn head_bytes(request: &Request<Incoming>) -> usize {
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
+    request.uri().path_and_query().map_or(0, |path| path.as_str().len()) + headers.sum::<usize>()
+}
+
+fn too_long() -> Response {
+    let why = format!("the path and the headers of a request have {HEAD} bytes at most");
+    let problem = Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head-too-large", why);
+    ([(CONNECTION, "close")], problem).into_response()
+}
+
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
 
@@ -200,13 +213,15 @@ where
     R: Future<Output = Result<Response, Infallible>> + Send + 'static,
 {
     let answer = move |request: Request<Incoming>| {
+        let is_long = head_bytes(&request) > HEAD;
         let trace = trace::begin(request.method(), request.uri().path(), request.headers());
-        let answered = answer(request);
+        let answered = (!is_long).then(|| answer(request));
         async move {
-            let Some((span, told)) = trace else { return answered.await };
-            let mut response = answered.instrument(span).await?;
-            response.headers_mut().insert("traceresponse", told);
-            Ok::<_, Infallible>(response)
+            let Some(answered) = answered else { return Ok(too_long()) };
+            match trace {
+                Some(traced) => traced.answer(answered).await,
+                None => answered.await,
+            }
         }
     };
     let served = http1::Builder::new()

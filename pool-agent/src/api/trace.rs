@@ -1,8 +1,22 @@
 //! A request that is part of a trace: its caller's `traceparent` is taken on, stands on every line that is logged for it, and the caller
-//! is told by which span. Source: W3C Trace Context, levels 1 (`traceparent`) and 2 (`traceresponse`).
+//! is told by which span. Where spans are exported, all requests have one. Source: W3C Trace Context, levels 1 (`traceparent`) and 2
+//! (`traceresponse`).
 
+use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderValue, Method};
-use tracing::Span;
+use axum::middleware::Next;
+use axum::response::Response;
+use opentelemetry::Context;
+use opentelemetry::trace::{SpanContext, TraceContextExt, TraceFlags, TraceState};
+use tracing::field::{self, Empty};
+use tracing::{Instrument, Span};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use crate::telemetry;
+use crate::telemetry::spans::{ROUTE, STATUS};
+
+/// So much of a path is told, in bytes: a stranger writes it.
+const PATH: usize = 256;
 
 /// A trace, as a caller tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,17 +43,74 @@ impl Parent {
     }
 }
 
-/// The span of a request that is part of a trace, and what its caller is told of it.
-pub fn begin(method: &Method, path: &str, headers: &HeaderMap) -> Option<(Span, HeaderValue)> {
-    let mut all = headers.get_all("traceparent").iter();
-    let parent = Parent::parse(all.next()?.to_str().ok()?).filter(|_| all.next().is_none())?;
-    let mut random = [0; 8];
-    getrandom::fill(&mut random).ok()?;
-    let (trace, span) = (format!("{:032x}", parent.trace), format!("{:016x}", u64::from_ne_bytes(random).max(1)));
-    // Of the flags those that we know: whether it is recorded.
-    let told = HeaderValue::try_from(format!("00-{trace}-{span}-{:02x}", parent.flags & 1)).ok()?;
-    let parent = format!("{:016x}", parent.span);
-    Some((tracing::info_span!("request", trace_id = trace, span_id = span, parent_id = parent, %method, path), told))
+impl Parent {
+    /// Of a request that has one, and only one.
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let mut all = headers.get_all("traceparent").iter();
+        Self::parse(all.next()?.to_str().ok()?).filter(|_| all.next().is_none())
+    }
+
+    fn context(self) -> SpanContext {
+        let flags = TraceFlags::new(self.flags) & TraceFlags::SAMPLED; // of the flags those that we know
+        SpanContext::new(self.trace.into(), self.span.into(), flags, true, TraceState::NONE)
+    }
+}
+
+/// A request that is part of a trace: its caller's, or one that is exported and begins here.
+pub struct Traced {
+    span: Span,
+    /// What its caller is told of it.
+    told: Option<HeaderValue>,
+}
+
+/// The span of a request; none where it is in nobody's trace.
+pub fn begin(method: &Method, path: &str, headers: &HeaderMap) -> Option<Traced> {
+    let parent = Parent::of(headers);
+    if parent.is_none() && !telemetry::exports() {
+        return None;
+    }
+    let path = path.get(..path.floor_char_boundary(PATH)).unwrap_or_default();
+    let span = tracing::info_span!("request", trace_id = Empty, span_id = Empty, parent_id = Empty, %method, path);
+    if let Some(parent) = parent {
+        // Refused where spans are not exported.
+        let _ = span.set_parent(Context::new().with_remote_span_context(parent.context()));
+    }
+    let mut own = span.context().span().span_context().clone();
+    if let (false, Some(parent)) = (own.is_valid(), parent) {
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).ok()?;
+        let (id, parent) = (u64::from_ne_bytes(random).max(1), parent.context());
+        own = SpanContext::new(parent.trace_id(), id.into(), parent.trace_flags(), false, TraceState::NONE);
+    }
+    if own.is_valid() {
+        span.record("trace_id", field::display(own.trace_id()));
+        span.record("span_id", field::display(own.span_id()));
+    }
+    let told = parent.and_then(|parent| {
+        span.record("parent_id", field::display(parent.context().span_id()));
+        let (trace, span, flags) = (own.trace_id(), own.span_id(), own.trace_flags().to_u8());
+        HeaderValue::try_from(format!("00-{trace}-{span}-{flags:02x}")).ok()
+    });
+    Some(Traced { span, told })
+}
+
+impl Traced {
+    /// The answer, made within the span.
+    pub async fn answer<E>(self, answered: impl Future<Output = Result<Response, E>>) -> Result<Response, E> {
+        let Self { span, told } = self;
+        let mut response = answered.instrument(span.clone()).await?;
+        span.set_attribute(STATUS, i64::from(response.status().as_u16()));
+        if let Some(told) = told {
+            response.headers_mut().insert("traceresponse", told);
+        }
+        Ok(response)
+    }
+}
+
+/// For a request that has found its route: its span is called by that.
+pub async fn routed(path: MatchedPath, request: Request, next: Next) -> Response {
+    Span::current().set_attribute(ROUTE, path.as_str().to_owned());
+    next.run(request).await
 }
 
 #[cfg(test)]
@@ -74,7 +145,7 @@ mod tests {
             for value in values {
                 headers.append("traceparent", HeaderValue::from_str(value).unwrap());
             }
-            begin(&Method::GET, "/health", &headers).map(|(_, told)| told.to_str().unwrap().to_owned())
+            begin(&Method::GET, "/health", &headers).map(|traced| traced.told.unwrap().to_str().unwrap().to_owned())
         };
         let parent = format!("00-{TRACE}-00f067aa0ba902b7-ff");
         let (one, other) = (begin(&[&parent]).unwrap(), begin(&[&parent]).unwrap());

@@ -23,8 +23,7 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     let level = if args.debug { tracing::Level::DEBUG } else { tracing::Level::INFO };
-    tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(level).with_target(false).init();
-    match daemon::run(args.root.as_deref()) {
+    match daemon::run(args.root.as_deref(), level) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "Error: {}", chain(&error));
