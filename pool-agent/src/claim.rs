@@ -129,9 +129,7 @@ async fn all(
     // Before the record says that it runs: killed in between, whoever asks again by the same key has the command started, too.
     if let Some(registered) = registered {
         let started = match registered {
-            Ok(registered) => {
-                running::start(&shim, &member.id, registered).instrument(debug_span!("start")).await
-            }
+            Ok(registered) => running::start(&shim, &member.id, registered).instrument(debug_span!("start")).await,
             Err(error) => Err(error),
         };
         if let Err(error) = started {

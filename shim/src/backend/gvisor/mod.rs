@@ -87,7 +87,19 @@ impl Gvisor {
         let root_id = paths::runsc_id(&place.group);
         let calls = Arc::new(Calls::new(of_the_pod.clone(), &root_id, control));
         let (pid, host_network, groups, measured, members, limits, execs) = Default::default();
-        Ok(Self { place, root_id, runsc: of_the_pod, calls, pid, host_network, groups, measured, members, limits, execs })
+        Ok(Self {
+            place,
+            root_id,
+            runsc: of_the_pod,
+            calls,
+            pid,
+            host_network,
+            groups,
+            measured,
+            members,
+            limits,
+            execs,
+        })
     }
 
     /// Whether the sandbox lives and dies with this container.
