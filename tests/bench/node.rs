@@ -8,17 +8,19 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::etcd::{ENDPOINT, Etcd};
+use crate::harness::Setup;
 use crate::harness::images::BUSYBOX;
 use crate::harness::network::Network;
 use crate::harness::pool_agent::PoolAgent;
 use crate::harness::trust::Agent;
-use crate::harness::{Setup, wait_until};
 
 /// The pool that is measured.
 pub const POOL: &str = "bench";
 /// What claims ask for: a rule by address and one by name.
 const POLICY: &str = "[[rules]]\ndestination = \"93.184.215.18\"\nports = [9000]\naction = \"Allow\"\n
 [[rules]]\ndestination = \"open.creto.net\"\nports = [443]\naction = \"Allow\"\n";
+/// Hundreds of sandboxes are gone within.
+const CLEARED: Duration = Duration::from_secs(600);
 /// For whom.
 const AGENT: &str = "bench";
 
@@ -123,9 +125,13 @@ impl<'a> Bench<'a> {
         let mut client = self.client();
         client.ask("DELETE", &format!("/v1/warm-pools/{POOL}"), &Value::Null);
         client.ask("DELETE", "/v1/sandboxes?force=true", &Value::Null);
-        wait_until("no sandbox is left", || {
-            client.ask("GET", "/v1/sandboxes", &Value::Null).json()["sandboxes"].as_array().is_some_and(Vec::is_empty)
-        });
+        let mut left =
+            || client.ask("GET", "/v1/sandboxes", &Value::Null).json()["sandboxes"].as_array().map_or(0, Vec::len);
+        let began = Instant::now();
+        while left() > 0 {
+            assert!(began.elapsed() < CLEARED, "{} sandboxes are left", left());
+            pause(Duration::from_millis(500));
+        }
     }
 
     /// Where a sandbox's output goes.
