@@ -251,8 +251,9 @@ mod tests {
                 let files = inside::questions(version, "recorded");
                 parse::<Results>(READ_GROUPS, reply).unwrap().of(READ_GROUPS, files.len()).unwrap()
             };
-            let counted =
-                |reply| inside::counted(version, &read(reply).into_iter().map(Result::ok).collect::<Vec<_>>());
+            let counted = |reply: Vec<u8>| {
+                inside::counted(version, &read(&reply).into_iter().map(Result::ok).collect::<Vec<_>>())
+            };
             let used = counted(of("groups-read")).unwrap();
             assert!(used.memory > 1 << 20 && used.user + used.system > 0 && used.pids == 1, "{build}: {used:?}");
             assert_eq!(counted(of("groups-read-unknown-container")), None, "{build}");
