@@ -46,7 +46,7 @@ fn update(cri: &Cri, id: &str, resources: LinuxContainerResources) -> Result<(),
 fn of_sandbox(pid: i32, controller: &str, v1: &str, v2: &str) -> String {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let path = |wanted: &str| {
-        let line = groups.lines().find(|line| line.splitn(3, ':').nth(1).unwrap().split(',').any(|one| one == wanted));
+        let line = groups.lines().find(|line| line.split(':').nth(1).unwrap().split(',').any(|one| one == wanted));
         line.map(|line| line.splitn(3, ':').nth(2).unwrap().trim_start_matches('/').to_owned())
     };
     let tops = hierarchies();

@@ -90,6 +90,7 @@ fn what_is_done_for_a_caller_is_part_of_its_trace_unless_it_is_not_to_be_recorde
     let parent = sent.iter().find(|span| span.id == spawn.parent).unwrap();
     assert_eq!((&*parent.name, &*parent.parent, &parent.trace), ("POST /v1/sandboxes", "", &spawn.trace));
     assert!(!format!("{sent:?}").contains(SECRET));
+    drop(collector);
     network.node.assert_nothing_left();
 }
 
