@@ -193,7 +193,7 @@ fn of_several_policies_one_that_the_kernel_refuses_holds_up_no_other() {
         frame: stands.frame,
     };
     // Nor can it be put up anew.
-    let done = fences.change(&[of(1, &a, stands), of(2, &b.repeat(9), gone)]);
+    let done = fences.change(&[of(1, &a, stands), of(2, &vec![b[0].clone(); 9], gone)]);
     assert!(matches!(&done[..], [Ok(_), Err(FenceError::TooManyInterfaces(9))]), "{done:?}");
     assert_eq!(lab.tcp("a", "203.0.113.2:80"), yes("10.88.0.2"));
 }
