@@ -2,6 +2,7 @@
 //! that vanishes with it. Dropping it checks that nothing was left behind (`leaks`).
 
 mod config;
+mod disks;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -12,7 +13,6 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -77,22 +77,7 @@ impl Node {
         for sub in ["bin", "cni", "creto/etc", "fifos", "state", "lower", "upper", "work", "merged"] {
             fs::create_dir_all(dir.path().join(sub)).unwrap();
         }
-        for (sub, kib) in [("state", setup.bundles_kib), ("creto/run", setup.run_kib)] {
-            let Some(kib) = kib else { continue };
-            let (place, size) = (dir.path().join(sub), format!("mode=755,size={kib}k"));
-            fs::create_dir_all(&place).unwrap();
-            mount(Some("tmpfs"), &place, Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
-        }
-        if let Some(mib) = setup.lib_mib {
-            let (image, place) = (dir.path().join("lib.img"), dir.path().join("creto/lib"));
-            fs::create_dir_all(&place).unwrap();
-            File::create(&image).unwrap().set_len(u64::from(mib) << 20).unwrap();
-            for (program, args) in [("mkfs.ext4", &["-q", "-J", "size=32"][..]), ("mount", &["-o", "loop"])] {
-                let mut command = Command::new(program);
-                command.args(args).arg(&image).args((program == "mount").then_some(&place));
-                assert!(command.status().unwrap().success(), "{command:?}");
-            }
-        }
+        disks::mount_all(&setup, dir.path());
         let name = format!("t{}-{}", std::process::id(), NODES.fetch_add(1, Ordering::Relaxed));
         let snapshotter = setup.snapshotter.unwrap_or_else(|| images::snapshotter(dir.path()));
         let (daemon, ids) = Default::default();
@@ -398,9 +383,7 @@ impl Drop for Node {
         };
         self.stop_containerd();
         leaks::clear(self);
-        for sub in ["state", "creto/run", "creto/lib"] {
-            let _ = umount2(&self.path(sub), MntFlags::MNT_DETACH); // most have none
-        }
+        disks::unmount_all(self.dir.path());
         assert!(left.is_empty(), "the test left behind: {left:#?}\ncontainerd's log:\n{}", tail(&self.log()));
     }
 }
