@@ -172,8 +172,14 @@ pub fn prepare(spec: &mut Value, version: Version, is_root: bool) {
             *limit = json!(wall::tasks(pids));
         }
     }
-    // gVisor makes the group with the mount, and none without.
-    if !is_root || (pids.is_some() && version == Version::V2) {
+    // gVisor makes the group with the mount, and none without. That of version 1 stays when its container goes, and a second one of that name fails
+    // on it: only for what cannot be without.
+    let memory = spec.pointer("/linux/resources/memory/limit").and_then(Value::as_u64).is_some_and(|limit| limit > 0);
+    let needed = match version {
+        Version::V1 => !is_root && memory,
+        Version::V2 => !is_root || pids.is_some(),
+    };
+    if needed {
         let Some(Value::Array(mounts)) = spec.as_object_mut().map(|spec| spec.entry("mounts").or_insert(json!([])))
         else {
             return; // runsc refuses it with its own words
@@ -232,7 +238,7 @@ mod tests {
             (Version::V2, true, json!([]), json!(0), (0, json!(0))),
             (Version::V2, true, json!([]), host.clone(), (1, json!(wall::tasks(10)))),
             (Version::V1, true, json!([]), host.clone(), (0, host.clone())),
-            (Version::V1, false, json!([]), json!(null), (1, json!(null))),
+            (Version::V1, false, json!([]), json!(null), (0, json!(null))),
             (Version::V2, false, json!([]), host.clone(), (1, host.clone())),
             (Version::V2, false, json!([cgroup]), json!(null), (1, json!(null))),
             (Version::V1, false, json!([cgroup]), json!(null), (1, json!(null))),

@@ -181,6 +181,7 @@ impl Gvisor {
             return sandbox.metrics().map_err(encoding);
         }
         let counted = match self.calls.counted(&paths::runsc_id(id)).await {
+            Ok(None) if self.members.is_running(id) => return sandbox.metrics().map_err(encoding), // version 1, without the mount
             Ok(counted) => counted.unwrap_or_default(),
             Err(TaskError::Unimplemented(_)) => return sandbox.metrics().map_err(encoding),
             Err(error) if self.members.is_running(id) => return Err(error),
