@@ -95,8 +95,8 @@ pub async fn make(ports: &Ports, sandbox: &Sandbox, first: First) -> Result<Made
         Ok(made) => return Ok(made),
         Err(error) => error,
     };
-    // Its command may be over by now, and its fence gone: it has run nevertheless.
-    if first == First::Workload
+    // The workload may be over by now, and its fence gone: it has run nevertheless.
+    if first != First::Hold
         && has_ended(ports, &sandbox.id).await
         && let Some(made) = stated(ports, &sandbox.id)
     {
