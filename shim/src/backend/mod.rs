@@ -161,7 +161,7 @@ pub fn sweep(place: &Place, id: &str, theirs: &Path) -> io::Result<()> {
     }
     match delegate::Shim::of(place) {
         Some(shim) => delegate::sweep(&shim, id)?,
-        None => gvisor::sweep(place, id, theirs)?,
+        None => gvisor::sweep::all(place, id, theirs)?,
     }
     let _ = fs::remove_dir_all(paths::bundle(&place.dir, id));
     if id == place.group || is_forgotten(&place.dir) {

@@ -13,16 +13,16 @@ mod member;
 mod memory_watch;
 pub mod probe;
 mod spec;
+pub mod sweep;
 pub mod urpc;
 mod view;
 mod wall;
 
 use std::collections::HashMap;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -30,7 +30,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::{Backend, Made, NewContainer, Place, Ran};
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::Cgroup;
 use crate::error::TaskError;
 use crate::exec::ExecProcess;
 use crate::harden::Build;
@@ -350,15 +350,8 @@ impl Backend for Gvisor {
             tracing::warn!(sandbox = id, %error, "runsc left something");
         }
         let group = self.groups().remove(id);
-        if let Some(group) = group.filter(|group| !cgroup::remove(group).unwrap_or(true)) {
-            // runsc knew nothing of it, or could not ask the sandbox: it had failed half-way, its state was gone, or the sandbox is.
-            if self.is_root(id) {
-                self.runsc.kill_rest();
-            }
-            let ends = Instant::now() + BUDGET;
-            while !self.runsc.is_shared(&group) && !cgroup::remove(&group).unwrap_or(true) && Instant::now() < ends {
-                tokio::time::sleep(LOOK).await;
-            }
+        if let Some(group) = group {
+            sweep::group(&self.runsc, &group, self.is_root(id)).await;
         }
         self.members.remove(id);
         self.move_wall(false);
@@ -370,37 +363,4 @@ impl Backend for Gvisor {
             let _ = nix::sys::signal::kill(Pid::from_raw(*pid), Signal::SIGKILL); // already gone: fine
         }
     }
-}
-
-/// What is killed takes so long to go, at most: on a busy machine seconds. containerd gives `delete` 5 s for all.
-const BUDGET: Duration = Duration::from_millis(4500);
-/// Between two looks whether it has.
-const LOOK: Duration = Duration::from_millis(10);
-
-/// What a killed shim has left of one container.
-pub fn sweep(place: &Place, id: &str, theirs: &Path) -> io::Result<()> {
-    let ends = Instant::now() + BUDGET;
-    let runsc = Runsc::new(&place.dir);
-    runsc.settle_blocking();
-    if id == place.group {
-        // The sandbox takes the pod's other containers with it, and runsc knows of them only as long as it is there.
-        for other in paths::bundles(&place.dir).iter().filter(|other| *other != id) {
-            runsc.delete_blocking(&paths::runsc_id(other))?;
-        }
-    }
-    if place.dir.exists() {
-        runsc.delete_blocking(&paths::runsc_id(id))?;
-    }
-    if id == place.group {
-        runsc.kill_rest();
-    }
-    // A runsc that was killed had made it and told nobody. Ours may be gone already, by a shim that ended meanwhile.
-    let ours = paths::bundle(&place.dir, id);
-    if let Some(group) = spec::cgroup_of(&ours).or_else(|| spec::cgroup_of(theirs)) {
-        while !runsc.is_shared(&group) && !cgroup::remove(&group)? && Instant::now() < ends {
-            #[expect(clippy::disallowed_methods, reason = "the `delete` action has no other tasks")]
-            std::thread::sleep(LOOK); // what was killed is not reaped yet
-        }
-    }
-    Ok(())
 }
