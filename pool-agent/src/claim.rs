@@ -17,7 +17,7 @@ use crate::api::types::{ClaimRequest, Claimed, OnEmpty, Took};
 use crate::causes;
 use crate::ending::give_up;
 use crate::error::{ClaimError, SpawnError};
-use crate::making::{First, fresh_id, make, micros};
+use crate::making::{First, fresh_id, make_in_turn, micros};
 use crate::metrics::Outcome;
 use crate::pool::member::{Change, Input};
 use crate::pool::template::{Mode, Pool};
@@ -286,7 +286,7 @@ async fn cold(
     };
     let first = First::of_member(&pool.template);
     let made = async {
-        let made = make(ports, &wished, first).await?;
+        let made = make_in_turn(ports, &wished, first).await?;
         readiness::wait(ports, &wished.id, pool.template.readiness.as_ref()).await.map(|()| made)
     };
     let made = match tokio::time::timeout(within, made).await {

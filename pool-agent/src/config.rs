@@ -142,8 +142,10 @@ pub struct Limits {
     pub sandboxes: usize,
     /// No sandbox is made while the node has less memory than this to give, in bytes.
     pub free_memory_bytes: u64,
-    /// Sandboxes that are made at the same time.
+    /// Members of pools that are made at the same time.
     pub warming: usize,
+    /// Sandboxes that somebody waits for, made at the same time; others wait for their turn.
+    pub spawning: usize,
     /// How long one may take to be made.
     #[serde(with = "humantime_serde")]
     pub spawn: Duration,
@@ -197,6 +199,7 @@ impl Config {
             ("api.concurrent", self.api.concurrent),
             ("limits.sandboxes", self.limits.sandboxes),
             ("limits.warming", self.limits.warming),
+            ("limits.spawning", self.limits.spawning),
         ];
         if let Some((key, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
             return Err(format!("{key}: 0 would let nothing happen; give 1 or more"));
@@ -277,6 +280,7 @@ impl Default for Limits {
             sandboxes: 1000,
             free_memory_bytes: 512 << 20,
             warming: 4,
+            spawning: 4,
             spawn: Duration::from_secs(120),
             log_bytes: 16 << 20,
             keep_logs: Duration::from_secs(24 * 3600),

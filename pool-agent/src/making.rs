@@ -74,6 +74,16 @@ pub struct Made {
     pub attestation: Option<Digest>,
 }
 
+/// Makes one that somebody waits for, when it is its turn, in the order of arrival: more at a time than the node has processors for are
+/// made no sooner, and leave none to whoever asks anything else.
+pub async fn make_in_turn(ports: &Ports, sandbox: &Sandbox, first: First) -> Result<Made, SpawnError> {
+    let within = ports.config.limits.spawn;
+    let turn = tokio::time::timeout(within, ports.turns.acquire()).await;
+    let turn = turn.map_err(|_| SpawnError::Timeout { waited: within, step: "waiting for its turn".into() })?;
+    let _turn = turn.map_err(|_| SpawnError::Interrupted)?;
+    make(ports, sandbox, first).await
+}
+
 /// Makes it. Nothing of it is left where that fails.
 pub async fn make(ports: &Ports, sandbox: &Sandbox, first: First) -> Result<Made, SpawnError> {
     let began = Instant::now();

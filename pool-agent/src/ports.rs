@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use egress::policy::Policies;
+use tokio::sync::Semaphore;
 use trust::clock::{Clock, Timestamp};
 use trust::id::{NodeId, SandboxId};
 
@@ -47,6 +48,8 @@ pub struct Ports {
     pub sessions: Arc<Sessions>,
     /// How sandboxes have ended that are gone since.
     pub exits: Exits,
+    /// Who may make a sandbox for somebody who waits for it.
+    pub turns: Semaphore,
     /// What sandboxes have written.
     pub logs: Arc<Logs>,
     /// What happens to sandboxes.

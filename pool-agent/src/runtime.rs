@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use egress::policy::Policies;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use trust::clock::SystemClock;
 
@@ -187,6 +188,7 @@ async fn open(root: Root, config: Config, metrics: Metrics) -> Result<Ports, Ope
         hands: Arc::new(Hands::default()),
         sessions: Arc::new(Sessions::default()),
         exits: Exits::default(),
+        turns: Semaphore::new(config.limits.spawning),
         events,
         logs: Arc::new(Logs::new(root.lib().join("logs"))),
         root,

@@ -12,7 +12,7 @@ use crate::api::types::{SandboxView, SpawnRequest};
 use crate::ending::{Manner, end, end_soon, give_up};
 use crate::error::SpawnError;
 use crate::logs::Position;
-use crate::making::{First, fresh_id, make};
+use crate::making::{First, fresh_id, make_in_turn};
 use crate::pool::member::{Change, Input};
 use crate::ports::Ports;
 use crate::recovery::has_ended;
@@ -79,7 +79,7 @@ impl SandboxManager {
         let mut wished = Sandbox::wished(id.clone(), ports.node.clone(), None, request.spec, ports.now());
         (wished.name, wished.agent) = (request.name, agent);
         let wished = ports.store.insert(&wished).await.map_err(SpawnError::Store)?;
-        match make(ports, &wished, First::Workload).await {
+        match make_in_turn(ports, &wished, First::Workload).await {
             Ok(made) => {
                 let expires_at = wished.spec.lifetime().map(|after| ports.now().plus(after));
                 let change = Change { attestation: made.attestation, expires_at, ..Change::default() };
