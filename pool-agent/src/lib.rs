@@ -93,6 +93,7 @@ pub mod store;
 
 pub mod image;
 pub mod labels;
+mod object;
 pub mod quantity;
 pub mod sandbox;
 mod schema;

@@ -58,7 +58,7 @@ pub struct SandboxSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_policy: Option<NetworkPolicy>,
     /// What it may use.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::object::only")]
     pub resource_limits: ResourceLimits,
     /// What it may know.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "secrets")]

@@ -30,9 +30,12 @@ impl<T: DeserializeOwned> FromRequest<Api> for Body<T> {
             )
         })?;
         let bytes = if bytes.is_empty() { &b"{}"[..] } else { &bytes };
-        serde_json::from_slice(bytes)
-            .map(Self)
-            .map_err(|e| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-body", format!("the body: {e}")))
+        let invalid =
+            |why: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-body", format!("the body: {why}"));
+        if bytes.trim_ascii_start().starts_with(b"[") {
+            return Err(invalid("a list; give an object".into())); // serde would take it for one
+        }
+        serde_json::from_slice(bytes).map(Self).map_err(|e| invalid(e.to_string()))
     }
 }
 

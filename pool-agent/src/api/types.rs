@@ -18,6 +18,7 @@ use crate::spec::{AbsolutePath, NetworkPolicy, SandboxSpec, SecretRef, User};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SpawnRequest {
     /// What it is to be.
+    #[serde(deserialize_with = "crate::object::only")]
     pub spec: SandboxSpec,
     /// As people call it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -182,8 +183,10 @@ pub struct PoolRequest {
     /// Its name.
     pub name: PoolName,
     /// What its members are made of.
+    #[serde(deserialize_with = "crate::object::only")]
     pub template: Template,
     /// How many there should be.
+    #[serde(deserialize_with = "crate::object::only")]
     pub scaling: Scaling,
 }
 

@@ -74,6 +74,7 @@ pub struct Template {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct WrittenTemplate {
     /// A member, before a claim says what it asks for. Its policy is not in force until then: members wait with deny-all.
+    #[serde(deserialize_with = "crate::object::only")]
     spec: SandboxSpec,
     /// What runs before the claim.
     #[serde(default)]
@@ -233,7 +234,7 @@ struct WrittenScaling {
     #[schemars(with = "Option<Span>")]
     max_age: Option<Duration>,
     /// Between the two by demand.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::object::only")]
     auto_scaling: AutoScaling,
     /// So many are made at once at most.
     #[serde(default = "Scaling::max_warming")]
