@@ -39,7 +39,7 @@ mod hardening;
 mod host_network;
 mod identity;
 mod kata_habits;
-mod killed_client;
+mod killed_containerd;
 mod killed_shim;
 mod leak_table;
 mod many_at_once;

@@ -1,29 +1,10 @@
-//! A client that is killed while it makes a sandbox, at any moment of it, leaves nothing that its successor would not find.
+//! A containerd that is killed while it makes sandboxes, at any moment of it, leaves nothing that its successor would not find.
 
 use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
 use crate::harness::{Node, poll};
-
-/// So many callers, with so many sandboxes each.
-const CALLERS: u64 = 4;
-const SANDBOXES: u64 = 8;
-
-#[test]
-fn a_client_that_is_killed_while_it_creates_leaves_nothing_behind() {
-    let node = Node::start();
-    thread::scope(|all| {
-        for caller in 0..CALLERS {
-            let node = &node;
-            all.spawn(move || {
-                (0..SANDBOXES)
-                    .for_each(|n| create_and_die(node, &format!("c{caller}-{n}"), 30 * (caller + CALLERS * n) / 2))
-            });
-        }
-    });
-    node.assert_nothing_left();
-}
 
 /// As a lack of memory ends them: all that asked is gone, and a new containerd finds shims that are in the middle of it.
 #[test]
@@ -50,18 +31,7 @@ fn a_containerd_that_is_killed_while_sandboxes_are_made_leaves_nothing_behind() 
     }
 }
 
-/// Its successor takes away what containerd knows of.
-fn create_and_die(node: &Node, id: &str, after: u64) {
-    let args = node.run_args(id, &["--detach", "--null-io"], &["sleep", "1000"]);
-    let mut client =
-        node.ctr_command(&args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    #[expect(clippy::disallowed_methods, reason = "any moment of the way")]
-    thread::sleep(Duration::from_millis(after));
-    client.kill().unwrap();
-    client.wait().unwrap();
-    take_away(node, id);
-}
-
+/// As a successor does.
 fn take_away(node: &Node, id: &str) {
     let gone = poll(|| {
         node.ctr(&["task", "rm", "--force", id]);
